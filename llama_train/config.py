@@ -1,0 +1,321 @@
+"""Every setting of a training run: typed, with its unit, and checked as a whole before a process group exists.
+
+The YAML files under `configs/` fill these classes. `TrainConfig.check` finds what contradicts itself; what depends
+on the data or on the number of processes is checked where those are known (`data/order.py`, `parallel/layout.py`).
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from llama_foundation.errors import ConfigError
+
+
+@dataclass
+class RopeScaling:
+    """Llama 3.1's frequency scaling (meta-llama/llama-models, models/llama3/model.py, apply_scaling)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192  # tokens
+
+
+@dataclass
+class ModelConfig:
+    """The shape of a Llama. Sizes are in elements; `context` is the longest sequence it is made for, in tokens."""
+
+    name: str = MISSING
+    vocab_size: int = MISSING
+    hidden_size: int = MISSING
+    layers: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING
+    ffn_size: int = MISSING
+    context: int = MISSING
+    norm_epsilon: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tied_embeddings: bool = False
+    initial_std: float = 0.02  # no Llama paper publishes its initial weights: assumed
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.heads
+
+    def check(self) -> None:
+        for name in ("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "ffn_size", "context"):
+            _at_least(f"model.{name}", getattr(self, name), 1)
+        if self.hidden_size % self.heads:
+            raise ConfigError(
+                f"model.heads={self.heads} does not divide model.hidden_size={self.hidden_size}; "
+                f"use one of {_divisors(self.hidden_size, at_most=256)}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"model.hidden_size={self.hidden_size} over model.heads={self.heads} gives heads of "
+                f"{self.head_dim} elements; rotary embeddings need an even number"
+            )
+        if self.heads % self.kv_heads:
+            raise ConfigError(
+                f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}; "
+                f"use one of {_divisors(self.heads, at_most=self.heads)}"
+            )
+
+
+@dataclass
+class Segment:
+    """A change of the data on the way: from step `from_step` on, what is not null replaces the value before."""
+
+    from_step: int = MISSING  # optimizer step, counted from 0
+    batch_size: int | None = None  # sequences per optimizer step, over all ranks
+    sequence_length: int | None = None  # tokens
+    sources: dict[str, float] | None = None  # weights
+
+
+@dataclass
+class DataConfig:
+    """Which tokens a step sees: a pure function of these settings, the seed, the amendments and the step."""
+
+    shards: str = MISSING  # the output directory of llama-data
+    sources: dict[str, float] = field(default_factory=dict)  # weights per source; empty: in proportion to tokens
+    sequence_length: int = MISSING  # tokens
+    batch_size: int = MISSING  # sequences per optimizer step, over all ranks
+    segments: list[Segment] = field(default_factory=list)  # sorted by from_step
+    document_masks: bool = True  # attention stops at document boundaries and positions restart
+
+    def check(self) -> None:
+        _at_least("data.sequence_length", self.sequence_length, 1)
+        _at_least("data.batch_size", self.batch_size, 1)
+        _check_weights("data.sources", self.sources)
+        previous = 0
+        for number, segment in enumerate(self.segments):
+            where = f"data.segments[{number}]"
+            if segment.from_step <= previous:
+                raise ConfigError(f"{where}.from_step={segment.from_step} must be greater than {previous}")
+            previous = segment.from_step
+            for name in ("batch_size", "sequence_length"):
+                if getattr(segment, name) is not None:
+                    _at_least(f"{where}.{name}", getattr(segment, name), 1)
+            if segment.sources is not None:
+                _check_weights(f"{where}.sources", segment.sources)
+
+    def longest_sequence(self) -> int:
+        """The longest sequence of any segment, in tokens."""
+        return max([self.sequence_length, *(s.sequence_length for s in self.segments if s.sequence_length)])
+
+
+@dataclass
+class ValidationConfig:
+    """Loss on the held-out shards: always the same windows, in order."""
+
+    every: int = 0  # optimizer steps between validations; 0: never (one at the end of the run if batches > 0)
+    batches: int = 0  # batches of data.batch_size sequences; 0: no validation at all
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019), decoupled weight decay, none on norms."""
+
+    learning_rate: float = MISSING  # peak
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0  # global L2 norm; 0: no clipping
+
+    def check(self) -> None:
+        _in_range("optimizer.learning_rate", self.learning_rate, 0, 10)
+        _in_range("optimizer.beta1", self.beta1, 0, 1)
+        _in_range("optimizer.beta2", self.beta2, 0, 1)
+        _in_range("optimizer.epsilon", self.epsilon, 0, 1)
+        _in_range("optimizer.weight_decay", self.weight_decay, 0, 10)
+        _in_range("optimizer.max_grad_norm", self.max_grad_norm, 0, 1e9)
+
+
+class ScheduleName(Enum):
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+    warmup_stable_decay = "warmup_stable_decay"
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over steps, as a factor of optimizer.learning_rate (optimizer/schedule.py)."""
+
+    name: ScheduleName = ScheduleName.cosine
+    warmup_steps: int = 0  # linear from 0
+    decay_steps: int | None = None  # warmup_stable_decay: length of the last, linear part
+    final_fraction: float = 0.1  # the floor, as a fraction of the peak
+    total_steps: int | None = None  # where the schedule ends; null: at `steps`
+
+    def check(self) -> None:
+        _at_least("schedule.warmup_steps", self.warmup_steps, 0)
+        _in_range("schedule.final_fraction", self.final_fraction, 0, 1)
+        if self.name is ScheduleName.warmup_stable_decay and self.decay_steps is None:
+            raise ConfigError("schedule.decay_steps=null: warmup_stable_decay needs the length of its decay, in steps")
+
+
+@dataclass
+class LayoutConfig:
+    """Who computes which slice: the five axes of the device mesh. It never changes what is computed."""
+
+    pipeline: int = 1
+    data_replicate: int = 1
+    data_shard: int = -1  # -1: all processes that are left
+    context: int = 1
+    tensor: int = 1
+    micro_batch_size: int = 1  # sequences per forward pass on one data-parallel rank
+
+    def check(self) -> None:
+        for name in ("pipeline", "data_replicate", "context", "tensor", "micro_batch_size"):
+            _at_least(f"layout.{name}", getattr(self, name), 1)
+        if self.data_shard != -1:
+            _at_least("layout.data_shard", self.data_shard, 1)
+
+
+class EngineName(Enum):
+    native = "native"
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"  # compute in bfloat16; master weights, gradient reduction and optimizer in float32
+    fp64 = "fp64"  # for proofs
+
+
+class ActivationCheckpointing(Enum):
+    none = "none"
+    full = "full"  # keep only each block's input and compute the block again in the backward pass
+
+
+@dataclass
+class EngineConfig:
+    """How loss, gradients and updates are computed."""
+
+    name: EngineName = EngineName.native
+    precision: Precision = Precision.fp32
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    compile: bool = False  # torch.compile, block by block
+    reshard_after_forward: bool = True  # FSDP2: free gathered weights between forward and backward
+    timeout_seconds: float = 600.0  # a collective, or a step without progress, that takes longer ends the job
+
+
+@dataclass
+class CheckpointConfig:
+    """When weights and optimizer state are written, and which are kept."""
+
+    every: int = 0  # optimizer steps; 0: only at the end and when asked to stop
+    keep_last: int = 2  # the newest n stay
+    keep_every: int = 0  # steps divisible by this stay for good; 0: none
+    asynchronous: bool = False  # write in the background, from a copy in host memory
+    init_from: str | None = None  # a checkpoint or Hugging Face directory: its weights, a fresh optimizer
+
+    def check(self) -> None:
+        for name, least in (("every", 0), ("keep_last", 1), ("keep_every", 0)):
+            _at_least(f"checkpoint.{name}", getattr(self, name), least)
+
+
+class ConsoleName(Enum):
+    auto = "auto"  # progress bar on a terminal, plain lines elsewhere
+    progress = "progress"
+    lines = "lines"
+    none = "none"
+
+
+@dataclass
+class LoggingConfig:
+    """Where the numbers go. metrics.jsonl is always written."""
+
+    console: ConsoleName = ConsoleName.auto
+    every: int = 10  # optimizer steps between plain console lines
+    wandb: bool = False
+    wandb_project: str = "llama-train"
+    wandb_entity: str | None = None
+    tensorboard: bool = False
+    report: bool = True  # report.html when the process ends
+
+
+@dataclass
+class ClusterConfig:
+    """The machines: only what speed figures and device choice need."""
+
+    name: str = "auto"
+    device: str = "auto"  # auto, cpu or cuda
+    peak_tflops: float | None = None  # dense bf16 TFLOP/s per device, for MFU; null: looked up by device name
+
+    def check(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"cluster.device={self.device}; use auto, cpu or cuda")
+
+
+@dataclass
+class TrainConfig:
+    """One training run."""
+
+    output: str = "runs"  # parent of all run directories
+    name: str = "train"  # the run directory is output/name
+    seed: int = 0
+    steps: int = MISSING  # optimizer steps of the whole run
+    stop_at_step: int | None = None  # end this process early, as if asked to stop; the run can go on later
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def check(self) -> None:
+        """Find every contradiction that needs neither data nor devices to be seen.
+
+        Raises:
+            ConfigError: naming the setting, its value, what is allowed and the fix.
+        """
+        _at_least("steps", self.steps, 1)
+        if self.stop_at_step is not None:
+            _at_least("stop_at_step", self.stop_at_step, 1)
+        if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
+            raise ConfigError(f"name={self.name!r} must be a plain directory name below output={self.output}")
+        for group in (self.model, self.data, self.optimizer, self.schedule, self.layout, self.checkpoint, self.cluster):
+            group.check()
+        longest = self.data.longest_sequence()
+        if longest > self.model.context:
+            raise ConfigError(
+                f"data.sequence_length={longest} is longer than model.context={self.model.context}; "
+                f"use at most {self.model.context}, or a model with a longer context"
+            )
+        total = self.schedule.total_steps or self.steps
+        if self.schedule.warmup_steps + (self.schedule.decay_steps or 0) > total:
+            raise ConfigError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} and schedule.decay_steps="
+                f"{self.schedule.decay_steps} do not fit into {total} steps"
+            )
+
+
+def _at_least(name: str, value: Any, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name}={value} must be at least {least}")
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value} must be between {low} and {high}")
+
+
+def _check_weights(name: str, weights: dict[str, float]) -> None:
+    for source, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"{name}.{source}={weight} must be a weight of at least 0")
+    if weights and not sum(weights.values()) > 0:
+        raise ConfigError(f"{name}: at least one weight must be above 0")
+
+
+def _divisors(number: int, at_most: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(number, at_most) + 1) if number % n == 0)

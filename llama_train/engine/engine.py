@@ -1,0 +1,70 @@
+"""What every engine offers, and the only things the rest of the package knows of it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from llama_train.data.batches import MicroBatch
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A rectangle of one tensor, held by this rank.
+
+    `name` is `weights/<canonical>`, `optimizer/exp_avg/<canonical>` or `optimizer/exp_avg_sq/<canonical>`, where
+    canonical is the Hugging Face Llama parameter name. `shape` is the whole, unpadded tensor's; `offsets` says where
+    `tensor` (whose shape is the rectangle's) lies in it. Where several ranks hold the same rectangle, exactly one of
+    them has `owner` set.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    tensor: torch.Tensor
+    owner: bool = True
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, the same on every rank."""
+
+    loss: float  # mean over the valid tokens of the global batch, before the update
+    grad_norm: float  # global L2 norm before clipping
+    tokens: int  # valid (counted) tokens of the global batch
+
+
+class Engine(Protocol):
+    """Loss, gradients and updates of one model under one layout."""
+
+    def step(self, micro_batches: list[MicroBatch], learning_rate: float) -> StepResult:
+        """Run one optimizer step over this rank's micro-batches.
+
+        Raises:
+            NonFiniteError: loss or gradient norm is not finite; weights and optimizer are untouched.
+        """
+
+    def evaluate(self, micro_batches: list[MicroBatch]) -> tuple[float, int]:
+        """Return (sum of the loss, number of valid tokens) over all ranks' micro-batches, without gradients."""
+
+    def chunks(self, optimizer: bool = True) -> Iterator[Chunk]:
+        """Yield this rank's part of the weights and, if asked, of the optimizer state; nothing is gathered."""
+
+    def load_chunks(self, chunks: Iterable[Chunk]) -> None:
+        """Copy `chunks`, the same rectangles that `chunks()` yields, into the live weights and optimizer state."""
+
+    def scalars(self) -> dict[str, Any]:
+        """Optimizer state that is not a tensor (the AdamW step count), as JSON values."""
+
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Take back what `scalars` gave."""
+
+
+class NonFiniteError(Exception):
+    """Loss or gradient norm is not finite. `loss` and `grad_norm` are the values seen."""
+
+    def __init__(self, loss: float, grad_norm: float) -> None:
+        super().__init__(f"loss={loss}, grad_norm={grad_norm}")
+        self.loss = loss
+        self.grad_norm = grad_norm
