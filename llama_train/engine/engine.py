@@ -1,6 +1,6 @@
 """What every engine offers, and the only things the rest of the package knows of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,8 +38,19 @@ class StepResult:
 class Engine(Protocol):
     """Loss, gradients and updates of one model under one layout."""
 
-    def step(self, micro_batches: list[MicroBatch], learning_rate: float) -> StepResult:
+    def step(
+        self,
+        micro_batches: list[MicroBatch],
+        learning_rate: float,
+        look_at_gradients: Callable[[Iterator[Chunk]], None] | None = None,
+    ) -> StepResult:
         """Run one optimizer step over this rank's micro-batches.
+
+        Args:
+            micro_batches: this data-parallel rank's share of the global batch.
+            learning_rate: of this update.
+            look_at_gradients: shown the whole batch's gradients, before clipping, as chunks named
+                `gradients/<canonical>`.
 
         Raises:
             NonFiniteError: loss or gradient norm is not finite; weights and optimizer are untouched.

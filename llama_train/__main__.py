@@ -1,0 +1,98 @@
+"""`llama-train`, also `python -m llama_train`; under torchrun for more than one process.
+
+The configuration is composed and checked once, on rank 0, and written into the run directory. The other ranks wait
+for its path, read that file and compare its hash: nobody composes twice, and a user error ends every rank before a
+process group or a GPU is held.
+"""
+
+import json
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from llama_foundation import compose
+from llama_foundation.errors import ConfigError, RunError, UserError
+from llama_foundation.files import publish_text
+from llama_train.config import TrainConfig
+from llama_train.distributed import environment_rank, meet
+from llama_train.parallel.layout import resolve_layout
+from llama_train.survive.lock import RunLock
+from llama_train.train import train
+
+MEETING_SECONDS = 600.0
+"""How long a rank waits for the others to start, and for rank 0 to check the configuration."""
+
+
+def main() -> int:
+    rank, size = environment_rank()
+    if rank != 0:
+        return _follow(meet(MEETING_SECONDS), rank)
+    store = meet(MEETING_SECONDS)
+    verdict = {"status": 0}
+    try:
+        verdict["status"] = compose.main("train", TrainConfig, lambda config: _lead(config, store, size, verdict))
+    finally:
+        if "config" not in verdict:  # refused, or only shown (--cfg, --help): nobody trains
+            verdict["status"] = verdict["status"] if sys.exc_info()[0] is None else 1
+            store.set("verdict", json.dumps(verdict))
+    return verdict["status"]
+
+
+def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> int:
+    """Take the run directory, write the configuration, tell the other ranks, train."""
+    resolve_layout(config.layout, config.data, size)
+    directory = Path(config.output) / config.name
+    with RunLock(directory):
+        _refuse_another_run(directory)
+        publish_text(directory / "config.yaml", compose.dump(config))
+        verdict |= {"config": str(directory / "config.yaml"), "fingerprint": compose.fingerprint(config)}
+        store.set("verdict", json.dumps(verdict))
+        return train(config, store)
+
+
+def _follow(store: dist.Store, rank: int) -> int:
+    """Wait for rank 0's word, read the configuration it wrote, train."""
+    store.wait(["verdict"], timedelta(seconds=MEETING_SECONDS))
+    verdict = json.loads(store.get("verdict"))
+    if "config" not in verdict:
+        return verdict["status"]
+    try:
+        return train(_read_config(Path(verdict["config"]), verdict["fingerprint"], rank), store)
+    except UserError as error:
+        # Rank 0 prints what all ranks know; this line is for what only this one saw.
+        print(f"error on rank {rank}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _read_config(path: Path, fingerprint: str, rank: int) -> TrainConfig:
+    """Read the configuration, waiting a little for a shared file system to show what rank 0 wrote."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            config = compose.load(path, TrainConfig)
+            if compose.fingerprint(config) == fingerprint:
+                return config
+            problem = "is not the configuration that rank 0 wrote"
+        except ConfigError as error:
+            problem = f"cannot be read: {error}"
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"rank {rank}: {path} {problem}; output must be a directory that every node sees under this path"
+            )
+        time.sleep(0.5)
+
+
+def _refuse_another_run(directory: Path) -> None:
+    """A directory that holds something else than a run is not ours to write in."""
+    if directory.is_dir() and (directory / "shards.json").exists():
+        raise ConfigError(f"output/name={directory} holds token shards; choose another name for the run")
+    if not os.access(directory, os.W_OK):
+        raise ConfigError(f"output/name={directory} is not writable; choose another output")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The processes of one run: who they are, how they meet, and the groups they talk through."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from llama_foundation.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run.
+
+    `control` is a CPU group for small agreements (stop flags, checkpoint tables); `store` carries heartbeats.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    store: dist.Store
+    control: dist.ProcessGroup
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def host(self) -> str:
+        return socket.gethostname()
+
+    def barrier(self) -> None:
+        dist.barrier(self.control)
+
+
+def environment_rank() -> tuple[int, int]:
+    """Return (rank, world size) as the launcher set them in the environment, (0, 1) without a launcher."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def meet(timeout_seconds: float) -> dist.Store:
+    """Return the key-value store that all processes of this run share, before any process group exists."""
+    _, size = environment_rank()
+    if size == 1:
+        return dist.HashStore()
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_seconds))))
+    # A restarted job meets in the same store: its keys must not be those of the attempt that died.
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+@contextlib.contextmanager
+def distributed(device: str, store: dist.Store, timeout_seconds: float) -> Iterator[World]:
+    """Start the process groups, yield this process' `World`, and tear them down.
+
+    Args:
+        device: "cpu", "cuda", or "auto" for CUDA where there is any.
+        store: what `meet` returned.
+        timeout_seconds: a collective that takes longer fails.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there, or this node has fewer devices than processes.
+    """
+    rank, size = environment_rank()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("cluster.device=cuda, but torch sees no CUDA device; use cluster.device=cpu")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local_rank} of this node has no device: torch sees {torch.cuda.device_count()}; "
+                "start at most one process per device"
+            )
+        torch.cuda.set_device(local_rank)
+    # Redistributions that are part of the plan are logged as warnings by DTensor.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    timeout = timedelta(seconds=timeout_seconds)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if use_cuda else "gloo",
+        store=dist.PrefixStore("groups", store),
+        rank=rank,
+        world_size=size,
+        timeout=timeout,
+    )
+    try:
+        control = dist.new_group(backend="gloo", timeout=timeout)
+        assert control is not None
+        yield World(
+            rank=rank,
+            size=size,
+            local_rank=local_rank,
+            device=torch.device("cuda", local_rank) if use_cuda else torch.device("cpu"),
+            store=store,
+            control=control,
+        )
+    finally:
+        dist.destroy_process_group()

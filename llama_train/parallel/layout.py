@@ -1,0 +1,83 @@
+"""The device mesh: how many processes lie along each axis, and where this one lies."""
+
+from dataclasses import dataclass
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from llama_foundation.errors import ConfigError
+from llama_train.config import DataConfig, LayoutConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A resolved layout: sizes along the axes, whose product is the world size, and this process' place.
+
+    The data axes are `data_replicate` × `data_shard`, in this order; `data_rank` counts along both.
+    """
+
+    data_replicate: int
+    data_shard: int
+    rank: int
+    micro_batch_size: int
+
+    @property
+    def world_size(self) -> int:
+        return self.data_replicate * self.data_shard
+
+    @property
+    def data_world(self) -> int:
+        return self.data_replicate * self.data_shard
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank
+
+    def data_mesh(self, device_type: str) -> DeviceMesh:
+        """The mesh that FSDP2 shards over: (shard), or (replicate, shard) where there are replicas."""
+        if self.data_replicate == 1:
+            return init_device_mesh(device_type, (self.data_shard,), mesh_dim_names=("data_shard",))
+        return init_device_mesh(
+            device_type, (self.data_replicate, self.data_shard), mesh_dim_names=("data_replicate", "data_shard")
+        )
+
+    def describe(self) -> str:
+        return f"data_replicate={self.data_replicate} data_shard={self.data_shard}"
+
+
+def resolve_layout(config: LayoutConfig, data: DataConfig, world_size: int, rank: int = 0) -> Layout:
+    """Fill in what the configuration leaves open and refuse what does not fit.
+
+    Raises:
+        ConfigError: an axis that this version does not run, sizes that do not multiply to the number of processes,
+            or a batch that does not divide over data ranks and micro-batches.
+    """
+    for axis in ("pipeline", "context", "tensor"):
+        if getattr(config, axis) != 1:
+            raise ConfigError(f"layout.{axis}={getattr(config, axis)}: this version runs only layout.{axis}=1")
+    shard = config.data_shard
+    if shard == -1:
+        shard = world_size // config.data_replicate
+    if config.data_replicate * shard != world_size:
+        raise ConfigError(
+            f"layout.data_replicate={config.data_replicate} × layout.data_shard={config.data_shard} does not give "
+            f"the {world_size} processes of this run; set layout.data_shard=-1 and a data_replicate that divides "
+            f"{world_size}"
+        )
+    for batch_size in {data.batch_size, *(s.batch_size for s in data.segments if s.batch_size)}:
+        if batch_size % (world_size * config.micro_batch_size):
+            raise ConfigError(
+                f"data.batch_size={batch_size} does not divide into {world_size} data-parallel ranks × "
+                f"layout.micro_batch_size={config.micro_batch_size}; "
+                + _batch_advice(batch_size, world_size, config.micro_batch_size)
+            )
+    return Layout(config.data_replicate, shard, rank, config.micro_batch_size)
+
+
+def _batch_advice(batch_size: int, data_world: int, micro_batch_size: int) -> str:
+    unit = data_world * micro_batch_size
+    nearest = max(unit, round(batch_size / unit) * unit)
+    if batch_size % data_world:
+        return f"the nearest batch size that does is {nearest}"
+    share = batch_size // data_world
+    choices = [size for size in range(1, share + 1) if share % size == 0]
+    return f"use layout.micro_batch_size={', '.join(map(str, choices[:8]))} or data.batch_size={nearest}"

@@ -1,0 +1,180 @@
+"""Run a configuration in several layouts and measure how far each is from one process."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipeline.shards.writer import ShardSetWriter, write_root
+from llama_foundation import compose
+from llama_foundation.errors import RunError
+from llama_foundation.files import publish_text
+from llama_train.checkpoint.restore import Checkpoint, open_checkpoint
+from llama_train.config import TrainConfig
+from llama_train.prove.worker import TIMEOUT_SECONDS, Stretch
+
+BATCH_SIZE = 8  # sequences: divides over 1, 2 and 4 ranks with one or more micro-batches each
+
+LOSS_TOLERANCE = 1e-12
+GRADIENT_TOLERANCE = 1e-10
+WEIGHT_TOLERANCE = 1e-9
+"""Float64, docs/architecture.md, Proof: loss absolute, gradients relative to the parameter's largest, weights absolute
+after 20 steps."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of running the same 20 steps: (world size, last step) stretches, each resumed from the one before."""
+
+    name: str
+    stretches: tuple[tuple[int, int], ...]
+    micro_batch_size: int
+    layout: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a case was from the reference."""
+
+    case: str
+    loss_difference: float
+    gradient_difference: float
+    worst_parameter: str
+    grad_norm_difference: float
+    weight_difference: float
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return (
+            self.loss_difference <= LOSS_TOLERANCE
+            and self.gradient_difference <= GRADIENT_TOLERANCE
+            and self.weight_difference <= WEIGHT_TOLERANCE
+        )
+
+
+def run_case(case: Case, config: TrainConfig, directory: Path, fault: str | None = None) -> None:
+    """Run every stretch of `case` in processes of its own; results stay in `directory`/0, 1, ...
+
+    Raises:
+        RunError: a process failed or took too long; the end of its output is in the message.
+    """
+    resume = None
+    first = 0
+    for number, (world, last) in enumerate(case.stretches):
+        place = directory / str(number)
+        mine = dataclasses.replace(
+            config,
+            layout=dataclasses.replace(config.layout, **case.layout, micro_batch_size=case.micro_batch_size),
+        )
+        publish_text(place / "config.yaml", compose.dump(mine))
+        publish_text(place / "stretch.json", json.dumps(dataclasses.asdict(Stretch(first, last, resume, fault))))
+        _run_processes(place, world, case.name)
+        resume, first = str(place / "weights" / f"step-{last:08d}"), last
+
+
+def _run_processes(place: Path, world: int, name: str) -> None:
+    processes = []
+    for rank in range(world):
+        environment = os.environ | {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank),
+            "OMP_NUM_THREADS": "1",
+        }
+        log = (place / f"rank-{rank}.log").open("wb")
+        command = [sys.executable, "-m", "llama_train.prove.worker", str(place)]
+        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    deadline = time.monotonic() + TIMEOUT_SECONDS + 30
+    try:
+        for rank, process in enumerate(processes):
+            if process.wait(max(1.0, deadline - time.monotonic())) != 0:
+                output = (place / f"rank-{rank}.log").read_text(errors="replace")
+                raise RunError(f"{name}: rank {rank} ended with status {process.returncode}:\n{output[-3000:]}")
+    except subprocess.TimeoutExpired:
+        raise RunError(f"{name}: rank {rank} was not done after {TIMEOUT_SECONDS + 30:.0f} s; see {place}") from None
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def compare(case: Case, directory: Path, reference: Path, seconds: float) -> Outcome:
+    """Measure the case in `directory` against the one-process run in `reference`."""
+    losses = _results(directory)
+    expected = _results(reference)
+    assert len(losses) == len(expected)
+    if [r["tokens"] for r in losses] != [r["tokens"] for r in expected]:
+        raise RunError(f"{case.name}: it did not see the reference's tokens")
+    worst, gradient = _largest(
+        open_checkpoint(directory / "0" / "gradients"), open_checkpoint(reference / "0" / "gradients"), relative=True
+    )
+    last = str(len(case.stretches) - 1)
+    _, weight = _largest(
+        open_checkpoint(directory / last / "weights"), open_checkpoint(reference / "0" / "weights"), relative=False
+    )
+    return Outcome(
+        case.name,
+        max(abs(a["loss"] - b["loss"]) for a, b in zip(losses, expected, strict=True)),
+        gradient,
+        worst,
+        max(abs(a["grad_norm"] - b["grad_norm"]) for a, b in zip(losses, expected, strict=True)),
+        weight,
+        seconds,
+    )
+
+
+def _results(directory: Path) -> list[dict]:
+    stretches = sorted((d for d in directory.iterdir() if d.is_dir()), key=lambda d: int(d.name))
+    return [r for d in stretches for r in json.loads((d / "losses.json").read_text(encoding="utf-8"))]
+
+
+def _largest(ours: Checkpoint, theirs: Checkpoint, relative: bool) -> tuple[str, float]:
+    """Return the tensor that differs most and by how much, over the tensors of `theirs` that are not optimizer state."""
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    worst, largest = "", -1.0
+    for name in theirs.tensors:
+        if name.startswith("optimizer/"):
+            continue
+        a, b = whole(ours, name), whole(theirs, name)
+        difference = float((a - b).abs().max())
+        if relative:
+            difference /= max(float(b.abs().max()), 1e-300)
+        if not difference <= largest:  # also when it is NaN
+            worst, largest = name.partition("/")[2], difference
+    return worst, largest
+
+
+def whole(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    shape = checkpoint.tensors[name].shape
+    return checkpoint.read(name, (0,) * len(shape), shape)
+
+
+def make_shards(directory: Path, vocabulary: int, tokens: int) -> None:
+    """Write token shards of random documents, short and long, from two sources."""
+    generator = np.random.default_rng(0)
+    for source in ("even", "odd"):
+        with ShardSetWriter(directory / "train" / source, "proof", vocabulary) as writer:
+            written = 0
+            while written < tokens // 2:
+                length = int(generator.integers(2, 60))
+                ids = generator.integers(3, vocabulary, length)
+                provenance = {
+                    "record_id": f"{writer.documents:032x}",
+                    "source": source,
+                    "file": "random",
+                    "row": writer.documents,
+                    "url": None,
+                    "first_words": "",
+                }
+                writer.add(np.concatenate([[1], ids, [2]]), provenance)
+                written += length + 2
+    tokenizer = {"file": "none", "fingerprint": "proof", "vocabulary_size": vocabulary, "bos_id": 1, "eos_id": 2}
+    write_root(directory, tokenizer, {"train": ["even", "odd"]})

@@ -1,0 +1,160 @@
+"""One run on disk: where it is, what its checkpoints say, and whether it may go on.
+
+A run directory holds config.yaml, metrics.jsonl, report.html, summary.json, amendments.json and checkpoints/. Only
+rank 0 writes there, except for the per-rank files inside a checkpoint.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from data_pipeline.shards.reader import ShardRoot, open_root
+from llama_foundation.errors import CheckpointError, ConfigError, DataError
+from llama_train.checkpoint.restore import Checkpoint, newest_good, open_weights, restore
+from llama_train.checkpoint.store import CheckpointStore
+from llama_train.config import TrainConfig
+from llama_train.data.order import Amendment, TokenOrder, check_vocabulary
+from llama_train.distributed import World
+from llama_train.engine.engine import Engine
+
+FROZEN = ("seed", "model", "data", "optimizer", "schedule")
+"""Settings that decide what a step computes: a run keeps them for life. `data.shards` may move; its content not."""
+
+
+class Run:
+    """The state of a run that is not weights: where it stands and what it has been through."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.config = config
+        self.world = world
+        self.directory = Path(config.output) / config.name
+        self.shards: ShardRoot = open_root(Path(config.data.shards))
+        self.store = CheckpointStore(
+            self.directory / "checkpoints",
+            group=world.control,
+            keep_last=config.checkpoint.keep_last,
+            keep_every=config.checkpoint.keep_every,
+            asynchronous=config.checkpoint.asynchronous,
+        )
+        self.checkpoint: Checkpoint | None = newest_good(self.directory / "checkpoints", group=world.control)
+        self.amendments = _read_amendments(self.directory / "amendments.json")
+        self.step = 0  # optimizer steps done
+        self.tokens = 0  # valid tokens seen
+        self.logger_ids: dict[str, str] = {}
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this process ends."""
+        return min(self.config.steps, self.config.stop_at_step or self.config.steps)
+
+    def check(self, order: TokenOrder) -> None:
+        """Refuse to go on with another model, other data, or a changed history.
+
+        Raises:
+            DataError: the shards do not fit the model.
+            CheckpointError: what the checkpoint was made with differs; every differing setting is named.
+        """
+        check_vocabulary(self.shards, self.config.model)
+        if self.checkpoint is None:
+            return
+        state = self.checkpoint.state
+        where = self.checkpoint.directory
+        differing = list(_differences(_frozen(state["config"]), _frozen(to_container(self.config))))
+        if differing:
+            raise CheckpointError(
+                f"{where} was made with other settings: {'; '.join(differing[:5])}. Put them back to resume, or start "
+                f"a new run with name=... and checkpoint.init_from={where}"
+            )
+        if state["tokenizer"] != self.shards.tokenizer.fingerprint:
+            raise DataError(
+                f"data.shards={self.config.data.shards} was tokenized with another tokenizer than {where}; "
+                "point data.shards at the shards this run was started on"
+            )
+        if state["data_fingerprint"] != order.fingerprint:
+            raise DataError(
+                f"data.shards={self.config.data.shards} does not hold what {where} was trained on; "
+                "point data.shards at the shards this run was started on"
+            )
+        known = [Amendment(**amendment) for amendment in state["amendments"]]
+        if self.amendments[: len(known)] != known or any(
+            a.at_step < state["step"] for a in self.amendments[len(known) :]
+        ):
+            raise CheckpointError(
+                f"{self.directory / 'amendments.json'} changes steps that {where} has already done; "
+                "amendments can only be appended, for later steps"
+            )
+
+    def load(self, engine: Engine) -> None:
+        """Resume from the newest good checkpoint, else take the weights of `checkpoint.init_from`, else start."""
+        if self.checkpoint is not None:
+            state = self.checkpoint.state
+            engine.load_chunks(restore(self.checkpoint, engine.chunks()))
+            engine.load_scalars(state["engine"])
+            self.step, self.tokens, self.logger_ids = state["step"], state["tokens"], state["logger_ids"]
+        elif self.config.checkpoint.init_from is not None:
+            source = Path(self.config.checkpoint.init_from)
+            engine.load_chunks(restore(open_weights(source, group=self.world.control), engine.chunks(optimizer=False)))
+
+    def save(self, engine: Engine, order: TokenOrder) -> None:
+        """Write the checkpoint of the present step, unless it is there already."""
+        if self.step in self.store.steps():
+            return
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "config": to_container(self.config),
+            "model": dataclasses.asdict(self.config.model),
+            "tokenizer": self.shards.tokenizer.fingerprint,
+            "data_fingerprint": order.fingerprint,
+            "amendments": [dataclasses.asdict(a) for a in self.amendments],
+            "engine": engine.scalars(),
+            "logger_ids": self.logger_ids,
+        }
+        tokenizer = self.shards.path / self.shards.tokenizer.file
+        files = {f"tokenizer/{tokenizer.name}": tokenizer} if tokenizer.is_file() else {}
+        self.store.save(self.step, engine.chunks(), state, files)
+
+    def checkpoint_due(self) -> bool:
+        every = self.config.checkpoint.every
+        return every > 0 and self.step % every == 0
+
+    def validation_due(self) -> bool:
+        every = self.config.validation.every
+        return self.config.validation.batches > 0 and every > 0 and self.step % every == 0
+
+
+def to_container(config: TrainConfig) -> dict[str, Any]:
+    """Return the configuration as plain JSON values."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return container
+
+
+def _frozen(container: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: container[key] for key in FROZEN}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key != "shards"}
+    kept["schedule"] = {**kept["schedule"], "total_steps": kept["schedule"]["total_steps"] or container["steps"]}
+    return kept
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> Any:
+    """Yield "key: before -> now" for every leaf that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(key), now.get(key), f"{prefix}{key}.")
+    elif before != now:
+        yield f"{prefix.rstrip('.')} was {before}, now {now}"
+
+
+def _read_amendments(path: Path) -> list[Amendment]:
+    if not path.exists():
+        return []
+    try:
+        return [Amendment(**amendment) for amendment in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f'{path}: not a list of amendments ({error}); an amendment is {{"at_step": 100, "jump": 3}}'
+        ) from error

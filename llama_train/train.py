@@ -1,0 +1,64 @@
+"""One training run, top to bottom.
+
+`train` is the table of contents of this package: who we are, which tokens come next, what is computed, where we
+stopped last time, and then the loop.
+"""
+
+from pathlib import Path
+
+import torch.distributed as dist
+
+from llama_train.clock import StepClock
+from llama_train.config import TrainConfig
+from llama_train.data.batches import validation_micro_batches
+from llama_train.data.order import TokenOrder
+from llama_train.distributed import World, distributed
+from llama_train.engine.build import build_engine
+from llama_train.engine.engine import Engine, NonFiniteError
+from llama_train.observe.observers import observers
+from llama_train.optimizer.schedule import learning_rate
+from llama_train.parallel.layout import Layout, resolve_layout
+from llama_train.run import Run
+from llama_train.survive.anomalies import describe_non_finite
+from llama_train.survive.guards import guards
+
+
+def train(config: TrainConfig, store: dist.Store) -> int:
+    """Start or resume the run that `config` describes; train until its last step, or until asked to stop.
+
+    Raises:
+        UserError: naming what is wrong; the last checkpoint stays good.
+    """
+    with distributed(config.cluster.device, store, config.engine.timeout_seconds) as world:
+        layout = resolve_layout(config.layout, config.data, world.size, world.rank)
+        run = Run(config, world)
+        order = TokenOrder(config.data, config.steps, config.seed, run.amendments, run.shards)
+        run.check(order)
+        engine = build_engine(config, layout, world.device)
+        run.load(engine)
+        with guards(run, world) as guard, observers(run, world) as observe:
+            clock = StepClock(guard.beat)
+            while run.step < run.last_step and not guard.stop_requested():
+                step = run.step
+                with clock.phase(step, "data"):
+                    micro_batches = order.local_micro_batches(
+                        step, layout.data_rank, layout.data_world, layout.micro_batch_size
+                    )
+                with clock.phase(step, "compute"):
+                    rate = learning_rate(step, config.optimizer.learning_rate, config.schedule, config.steps)
+                    try:
+                        result = engine.step(micro_batches, rate)
+                    except NonFiniteError as error:
+                        raise describe_non_finite(step, error, order.documents(step), run.store.latest()) from None
+                run.step_done(result)
+                observe(result, rate, clock.take())
+                if run.validation_due():
+                    with clock.phase(step, "validation"):
+                        observe.validation(validate(engine, config, run, layout))
+                if run.checkpoint_due():
+                    with clock.phase(step, "checkpoint"):
+                        run.save(engine, order)
+            with clock.phase(run.step, "checkpoint"):
+                run.save(engine, order)
+                run.store.wait()
+    return 0
