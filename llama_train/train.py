@@ -4,20 +4,17 @@
 stopped last time, and then the loop.
 """
 
-from pathlib import Path
-
 import torch.distributed as dist
 
 from llama_train.clock import StepClock
 from llama_train.config import TrainConfig
-from llama_train.data.batches import validation_micro_batches
 from llama_train.data.order import TokenOrder
-from llama_train.distributed import World, distributed
+from llama_train.distributed import distributed
 from llama_train.engine.build import build_engine
-from llama_train.engine.engine import Engine, NonFiniteError
+from llama_train.engine.engine import NonFiniteError
 from llama_train.observe.observers import observers
 from llama_train.optimizer.schedule import learning_rate
-from llama_train.parallel.layout import Layout, resolve_layout
+from llama_train.parallel.layout import resolve_layout
 from llama_train.run import Run
 from llama_train.survive.anomalies import describe_non_finite
 from llama_train.survive.guards import guards

@@ -157,24 +157,33 @@ def whole(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     return checkpoint.read(name, (0,) * len(shape), shape)
 
 
-def make_shards(directory: Path, vocabulary: int, tokens: int) -> None:
+def make_shards(directory: Path, vocabulary: int, tokens: int, validation_tokens: int = 0) -> None:
     """Write token shards of random documents, short and long, from two sources."""
+    sources = ["even", "odd"]
+    splits = {"train": tokens, "validation": validation_tokens}
+    splits = {split: count for split, count in splits.items() if count > 0}
     generator = np.random.default_rng(0)
-    for source in ("even", "odd"):
-        with ShardSetWriter(directory / "train" / source, "proof", vocabulary) as writer:
-            written = 0
-            while written < tokens // 2:
-                length = int(generator.integers(2, 60))
-                ids = generator.integers(3, vocabulary, length)
-                provenance = {
-                    "record_id": f"{writer.documents:032x}",
-                    "source": source,
-                    "file": "random",
-                    "row": writer.documents,
-                    "url": None,
-                    "first_words": "",
-                }
-                writer.add(np.concatenate([[1], ids, [2]]), provenance)
-                written += length + 2
+    for split, count in splits.items():
+        for source in sources:
+            _write_random_documents(directory / split / source, vocabulary, count // len(sources), generator)
     tokenizer = {"file": "none", "fingerprint": "proof", "vocabulary_size": vocabulary, "bos_id": 1, "eos_id": 2}
-    write_root(directory, tokenizer, {"train": ["even", "odd"]})
+    write_root(directory, tokenizer, dict.fromkeys(splits, sources))
+
+
+def _write_random_documents(directory: Path, vocabulary: int, tokens: int, generator: np.random.Generator) -> None:
+    with ShardSetWriter(directory, "proof", vocabulary) as writer:
+        written = row = 0
+        while written < tokens:
+            length = int(generator.integers(2, 60))
+            ids = np.concatenate([[1], generator.integers(3, vocabulary, length), [2]])
+            provenance = {
+                "record_id": f"{row:032x}",
+                "source": directory.name,
+                "file": "random",
+                "row": row,
+                "url": None,
+                "first_words": "",
+            }
+            writer.add(ids, provenance)
+            written += length + 2
+            row += 1

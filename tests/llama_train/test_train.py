@@ -1,0 +1,153 @@
+"""A run as a whole: what it leaves, how it stops and goes on, and what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_foundation import compose
+from llama_foundation.errors import CheckpointError, ConfigError, DataError, RunError
+from llama_train.__main__ import _lead
+from llama_train.checkpoint.restore import Checkpoint, open_checkpoint
+from llama_train.checkpoint.store import CheckpointStore
+from llama_train.config import TrainConfig
+from llama_train.distributed import meet
+from llama_train.engine.engine import Chunk
+from llama_train.prove.harness import whole
+
+
+def train_here(overrides: list[str]) -> None:
+    """Run llama-train in this process."""
+    config = compose.compose("train", TrainConfig, overrides)
+    _lead(config, meet(10), 1, {})
+
+
+def records(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return {name: whole(checkpoint, name) for name in checkpoint.tensors}
+
+
+def assert_same_bits(ours: Path, theirs: Path) -> None:
+    a, b = tensors(open_checkpoint(ours)), tensors(open_checkpoint(theirs))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_a_run_learns_and_leaves_its_records(tiny: list[str], tmp_path: Path) -> None:
+    train_here([*tiny, "steps=30", "validation.batches=2", "validation.every=15"])
+    run = tmp_path / "run"
+    rows = records(run)
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert {"step", "attempt", "tokens", "loss", "lr", "grad_norm", "seconds", "tokens_per_second"} <= rows[0].keys()
+    assert abs(rows[0]["loss"] - math.log(101)) < 0.1  # small initial weights: almost a uniform guess
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["loss_first"] == rows[0]["loss"]
+    assert summary["loss_last"] == rows[-1]["loss"]
+    assert 0 < summary["validation_loss"] < math.log(101) + 0.1
+    assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))] == ["step-00000028", "step-00000030"]
+
+
+def test_stopping_and_resuming_gives_the_bits_of_a_run_left_alone(tiny: list[str], tmp_path: Path) -> None:
+    train_here([*tiny, "name=alone"])
+    train_here([*tiny, "name=stopped", "stop_at_step=5"])
+    train_here([*tiny, "name=stopped"])
+    assert_same_bits(tmp_path / "alone" / "checkpoints", tmp_path / "stopped" / "checkpoints")
+    alone, stopped = records(tmp_path / "alone"), records(tmp_path / "stopped")
+    assert [(r["step"], r["loss"], r["grad_norm"], r["tokens"]) for r in alone] == [
+        (r["step"], r["loss"], r["grad_norm"], r["tokens"]) for r in stopped
+    ]
+    assert [r["attempt"] for r in stopped] == [1] * 5 + [2] * 7
+
+
+def test_full_activation_checkpointing_changes_no_bit(tiny: list[str], tmp_path: Path) -> None:
+    train_here([*tiny, "name=plain"])
+    train_here([*tiny, "name=recomputed", "engine.activation_checkpointing=full"])
+    assert_same_bits(tmp_path / "plain" / "checkpoints", tmp_path / "recomputed" / "checkpoints")
+
+
+def test_asynchronous_checkpoints_hold_the_same_bits(tiny: list[str], tmp_path: Path) -> None:
+    train_here([*tiny, "name=plain"])
+    train_here([*tiny, "name=background", "checkpoint.asynchronous=true"])
+    for step in ("step-00000008", "step-00000012"):
+        assert_same_bits(tmp_path / "plain" / "checkpoints" / step, tmp_path / "background" / "checkpoints" / step)
+
+
+def test_bf16_keeps_float32_weights_and_follows_float32(tiny: list[str], tmp_path: Path) -> None:
+    train_here([*tiny, "name=full"])
+    train_here([*tiny, "name=half", "engine.precision=bf16"])
+    checkpoint = open_checkpoint(tmp_path / "half" / "checkpoints")
+    assert {entry.dtype for entry in checkpoint.tensors.values()} == {torch.float32}
+    full, half = records(tmp_path / "full"), records(tmp_path / "half")
+    differences = [abs(a["loss"] - b["loss"]) for a, b in zip(full, half, strict=True)]
+    assert 0 < max(differences) < 1e-2
+
+
+def test_init_from_takes_the_weights_and_a_fresh_optimizer(tiny: list[str], tmp_path: Path) -> None:
+    train_here([*tiny, "name=first"])
+    train_here(
+        [*tiny, "name=second", f"checkpoint.init_from={tmp_path / 'first'}", "steps=1", "optimizer.learning_rate=0"]
+    )
+    first, second = (tensors(open_checkpoint(tmp_path / n / "checkpoints")) for n in ("first", "second"))
+    weights = [name for name in first if name.startswith("weights/")]
+    assert weights
+    assert all(torch.equal(first[name], second[name]) for name in weights)
+    assert open_checkpoint(tmp_path / "second").state["engine"] == {"adamw_step": 1.0}
+
+
+def test_resuming_with_another_model_names_the_setting(tiny: list[str]) -> None:
+    train_here([*tiny, "stop_at_step=1"])
+    with pytest.raises(CheckpointError, match=r"model\.rope_theta was 10000\.0, now 5000\.0"):
+        train_here([*tiny, "model.rope_theta=5000"])
+
+
+def test_resuming_on_other_shards_is_refused(tiny: list[str], tmp_path: Path) -> None:
+    from llama_train.prove.harness import make_shards
+
+    train_here([*tiny, "stop_at_step=1"])
+    make_shards(tmp_path / "other", 101, 9_000)
+    with pytest.raises(DataError, match=r"does not hold what .* was trained on"):
+        train_here([*tiny, f"data.shards={tmp_path / 'other'}"])
+
+
+def test_shards_with_a_larger_vocabulary_than_the_model_are_refused(tiny: list[str]) -> None:
+    with pytest.raises(DataError, match="101"):
+        train_here([*tiny, "model.vocab_size=100"])
+
+
+def test_more_tokens_per_batch_than_there_are_is_refused(tiny: list[str]) -> None:
+    with pytest.raises((DataError, ConfigError), match="tokens"):
+        train_here([*tiny, "data.batch_size=100000"])
+
+
+def test_a_sequence_longer_than_the_context_is_refused(tiny: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.sequence_length=64 is longer than model\.context=32"):
+        train_here([*tiny, "data.sequence_length=64"])
+
+
+def test_a_second_run_in_the_same_directory_is_refused(tiny: list[str], tmp_path: Path) -> None:
+    from llama_train.survive.lock import RunLock
+
+    with RunLock(tmp_path / "run"), pytest.raises(RunError, match="run"):
+        train_here(tiny)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_documents_named(tiny: list[str], tmp_path: Path) -> None:
+    train_here([*tiny, "name=good"])
+    good = open_checkpoint(tmp_path / "good")
+    weights = {name: tensor for name, tensor in tensors(good).items() if name.startswith("weights/")}
+    weights["weights/model.norm.weight"][3] = math.nan
+    store = CheckpointStore(tmp_path / "poisoned", None, keep_last=1, keep_every=0, asynchronous=False)
+    chunks = (Chunk(name, tuple(t.shape), (0,) * t.dim(), t) for name, t in weights.items())
+    store.save(12, chunks, good.state)
+    with pytest.raises(RunError, match=r"(?s)step 1\b.*random") as raised:
+        train_here([*tiny, f"checkpoint.init_from={tmp_path / 'poisoned'}"])
+    assert "nan" in str(raised.value)
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*")), "nothing poisoned may be saved"

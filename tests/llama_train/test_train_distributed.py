@@ -1,0 +1,133 @@
+"""Runs of two processes under torchrun, killed, hung and stopped as clusters do it."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.llama_train.conftest import command, environment
+from tests.llama_train.test_train import assert_same_bits, records
+
+
+@pytest.fixture
+def start() -> Callable[[list[str]], subprocess.Popen]:
+    """Start `llama-train` on two processes; whatever is left of it is killed at the end of the test."""
+    started = []
+
+    def run(overrides: list[str]) -> subprocess.Popen:
+        process = subprocess.Popen(
+            command(overrides, processes=2),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        kill_group(process)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait(10)
+
+
+def rank_pids(process: subprocess.Popen) -> list[int]:
+    """The processes of the ranks, rank 0 first."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranked = {}
+    for child in map(int, children):
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        rank = [v for v in variables if v.startswith(b"RANK=")]
+        if rank:
+            ranked[int(rank[0].split(b"=")[1])] = child
+    return [ranked[rank] for rank in sorted(ranked)]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        if (run / "metrics.jsonl").exists() and any(r["step"] >= step for r in complete(run)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached in {timeout} s")
+
+
+def complete(run: Path) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]
+    return [r for r in map(json.loads, lines) if "loss" in r]
+
+
+def final_history(run: Path) -> list[tuple]:
+    """Of every step the record of its last attempt."""
+    last = {record["step"]: record for record in sorted(complete(run), key=lambda r: r["attempt"])}
+    return [(step, r["loss"], r["grad_norm"], r["tokens"]) for step, r in sorted(last.items())]
+
+
+def test_killed_runs_end_with_the_bits_of_a_run_left_alone(
+    tiny: list[str], tmp_path: Path, launch: Callable, start: Callable
+) -> None:
+    overrides = [*tiny, "steps=60", "checkpoint.every=5"]
+    alone = launch([*overrides, "name=alone"], processes=2)
+    assert alone.returncode == 0, alone.stderr
+    run = tmp_path / "run"
+    generator = random.Random(0)
+    for attempt in range(2):
+        process = start(overrides)
+        wait_for_step(run, 8 + 20 * attempt, process)
+        time.sleep(generator.random() * 0.3)
+        os.kill(generator.choice(rank_pids(process)), signal.SIGKILL)
+        process.wait(60)
+        kill_group(process)
+    resumed = launch(overrides, processes=2)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_bits(tmp_path / "alone" / "checkpoints", run / "checkpoints")
+    assert final_history(run) == final_history(tmp_path / "alone")
+
+
+def test_sigterm_leaves_a_checkpoint_of_the_last_step(tiny: list[str], tmp_path: Path, start: Callable) -> None:
+    process = start([*tiny, "steps=100000", "checkpoint.every=0"])
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    steps = [r["step"] for r in records(tmp_path / "run")]
+    saved = [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert saved == [f"step-{max(steps):08d}"], output
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"] is False
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "hung"])
+def test_a_lost_rank_ends_the_others_with_its_name(
+    tiny: list[str], tmp_path: Path, start: Callable, how: signal.Signals
+) -> None:
+    process = start([*tiny, "steps=100000", "engine.timeout_seconds=6"])
+    wait_for_step(tmp_path / "run", 3, process)
+    lost = time.monotonic()
+    os.kill(rank_pids(process)[1], how)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - lost < 6 + 30  # the deadline, and torchrun's own 30 s to end what does not answer
+    assert process.returncode != 0
+    assert re.search(r"rank 1 \(", output), output
+
+
+def test_a_user_error_is_printed_once_without_a_traceback(tiny: list[str], launch: Callable) -> None:
+    result = launch([*tiny, "model.heads=3"], processes=2)
+    assert result.returncode != 0
+    assert result.stderr.count("error: model.heads=3") == 1
+    assert "llama_train/" not in result.stderr.split("error: model.heads=3")[0]
+    assert not re.search(r'File ".*llama_train', result.stderr)
