@@ -18,7 +18,8 @@ from llama_foundation.errors import ConfigError
 class World:
     """This process among all processes of the run.
 
-    `control` is a CPU group for small agreements (stop flags, checkpoint tables); `store` carries heartbeats.
+    `control` is a CPU group for small agreements of the training loop. `background` is another one, so that a
+    checkpoint written in a thread never mixes its messages with the loop's. `store` carries heartbeats.
     """
 
     rank: int
@@ -27,6 +28,7 @@ class World:
     device: torch.device
     store: dist.Store
     control: dist.ProcessGroup
+    background: dist.ProcessGroup
 
     @property
     def main(self) -> bool:
@@ -35,9 +37,6 @@ class World:
     @property
     def host(self) -> str:
         return socket.gethostname()
-
-    def barrier(self) -> None:
-        dist.barrier(self.control)
 
 
 def environment_rank() -> tuple[int, int]:
@@ -91,7 +90,8 @@ def distributed(device: str, store: dist.Store, timeout_seconds: float) -> Itera
     )
     try:
         control = dist.new_group(backend="gloo", timeout=timeout)
-        assert control is not None
+        background = dist.new_group(backend="gloo", timeout=timeout)
+        assert control is not None and background is not None
         yield World(
             rank=rank,
             size=size,
@@ -99,6 +99,7 @@ def distributed(device: str, store: dist.Store, timeout_seconds: float) -> Itera
             device=torch.device("cuda", local_rank) if use_cuda else torch.device("cpu"),
             store=store,
             control=control,
+            background=background,
         )
     finally:
         dist.destroy_process_group()

@@ -34,7 +34,7 @@ class Run:
         self.shards: ShardRoot = open_root(Path(config.data.shards))
         self.store = CheckpointStore(
             self.directory / "checkpoints",
-            group=world.control,
+            group=world.background,
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
             asynchronous=config.checkpoint.asynchronous,
@@ -44,6 +44,7 @@ class Run:
         self.step = 0  # optimizer steps done
         self.tokens = 0  # valid tokens seen
         self.logger_ids: dict[str, str] = {}
+        self._saved: int | None = None  # the newest step that needs no checkpoint any more
 
     @property
     def last_step(self) -> int:
@@ -94,14 +95,16 @@ class Run:
             engine.load_chunks(restore(self.checkpoint, engine.chunks()))
             engine.load_scalars(state["engine"])
             self.step, self.tokens, self.logger_ids = state["step"], state["tokens"], state["logger_ids"]
+            self._saved = self.step
         elif self.config.checkpoint.init_from is not None:
             source = Path(self.config.checkpoint.init_from)
             engine.load_chunks(restore(open_weights(source, group=self.world.control), engine.chunks(optimizer=False)))
 
-    def save(self, engine: Engine, order: TokenOrder) -> None:
-        """Write the checkpoint of the present step, unless it is there already."""
-        if self.step in self.store.steps():
+    def save(self, engine: Engine, order: TokenOrder, logger_ids: dict[str, str]) -> None:
+        """Write the checkpoint of the present step, unless that was the last thing this run did."""
+        if self.step == self._saved:
             return
+        self._saved = self.step
         state = {
             "step": self.step,
             "tokens": self.tokens,
@@ -111,11 +114,16 @@ class Run:
             "data_fingerprint": order.fingerprint,
             "amendments": [dataclasses.asdict(a) for a in self.amendments],
             "engine": engine.scalars(),
-            "logger_ids": self.logger_ids,
+            "logger_ids": logger_ids,
         }
         tokenizer = self.shards.path / self.shards.tokenizer.file
         files = {f"tokenizer/{tokenizer.name}": tokenizer} if tokenizer.is_file() else {}
         self.store.save(self.step, engine.chunks(), state, files)
+
+    def step_done(self, tokens: int) -> None:
+        """Count a finished optimizer step of `tokens` valid tokens."""
+        self.step += 1
+        self.tokens += tokens
 
     def checkpoint_due(self) -> bool:
         every = self.config.checkpoint.every

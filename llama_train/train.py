@@ -12,16 +12,22 @@ from llama_train.data.order import TokenOrder
 from llama_train.distributed import distributed
 from llama_train.engine.build import build_engine
 from llama_train.engine.engine import NonFiniteError
-from llama_train.observe.observers import observers
+from llama_train.observe.observers import Observers
+from llama_train.observe.record import Recorder
+from llama_train.observe.summary import write_summary
 from llama_train.optimizer.schedule import learning_rate
 from llama_train.parallel.layout import resolve_layout
 from llama_train.run import Run
 from llama_train.survive.anomalies import describe_non_finite
 from llama_train.survive.guards import guards
+from llama_train.validation import validate
 
 
 def train(config: TrainConfig, store: dist.Store) -> int:
     """Start or resume the run that `config` describes; train until its last step, or until asked to stop.
+
+    Returns:
+        The exit status: 0, also when asked to stop; summary.json says whether the run is finished.
 
     Raises:
         UserError: naming what is wrong; the last checkpoint stays good.
@@ -33,8 +39,12 @@ def train(config: TrainConfig, store: dist.Store) -> int:
         run.check(order)
         engine = build_engine(config, layout, world.device)
         run.load(engine)
-        with guards(run, world) as guard, observers(run, world) as observe:
+        with (
+            Observers(config, run.directory, world.main, world.size, run.step, None, run.logger_ids) as observe,
+            guards(run, world) as guard,
+        ):
             clock = StepClock(guard.beat)
+            recorder = Recorder(config, world, observe.attempt)
             while run.step < run.last_step and not guard.stop_requested():
                 step = run.step
                 with clock.phase(step, "data"):
@@ -46,16 +56,21 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                     try:
                         result = engine.step(micro_batches, rate)
                     except NonFiniteError as error:
-                        raise describe_non_finite(step, error, order.documents(step), run.store.latest()) from None
-                run.step_done(result)
-                observe(result, rate, clock.take())
+                        raise describe_non_finite(
+                            step + 1, error.loss, error.grad_norm, order.documents(step), run.store.latest()
+                        ) from None
+                run.step_done(result.tokens)
+                # The record is on disk before the checkpoint that makes the step permanent.
+                observe(recorder.record(run.step, run.tokens, order.sequence_length(step), result, rate, clock.take()))
                 if run.validation_due():
                     with clock.phase(step, "validation"):
-                        observe.validation(validate(engine, config, run, layout))
+                        observe.validation(run.step, validate(engine, config, run.shards, layout))
                 if run.checkpoint_due():
                     with clock.phase(step, "checkpoint"):
-                        run.save(engine, order)
+                        run.save(engine, order, observe.logger_ids())
             with clock.phase(run.step, "checkpoint"):
-                run.save(engine, order)
+                run.save(engine, order, observe.logger_ids())
                 run.store.wait()
+        if world.main:
+            write_summary(run)
     return 0
