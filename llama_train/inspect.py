@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llama_foundation import compose
 from llama_foundation.errors import CheckpointError, ConfigError
@@ -107,9 +108,9 @@ def _numbers(samples: tuple[int, ...]) -> str:
     return f"{shown} and {len(samples) - 3} more" if len(samples) > 3 else shown
 
 
-def _plain(text: str) -> str:
-    """Text of documents: brackets are not rich's markup, and control characters do not reach the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text).replace("[", r"\[")
+def _plain(text: str) -> Text:
+    """Text of documents: its brackets are no markup, and its control characters do not reach the terminal."""
+    return Text("".join(character if character.isprintable() else " " for character in text))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class ShardSet:
         Raises:
             DataError: a block does not match its checksum.
         """
-        assert start >= 0 and count > 0 and start + count <= self.shard_tokens[shard], (shard, start, count)
+        assert 0 <= start < start + count <= self.shard_tokens[shard], (shard, start, count)
         opened = self._open(shard)
         size = self.dtype.itemsize
         self._check_blocks(self.manifest.shards[shard].files["bin"], opened.tokens_map, start * size, count * size)

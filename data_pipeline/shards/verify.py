@@ -108,5 +108,6 @@ def _check_ids(path: Path, manifest: Manifest, data: memoryview, start: int, sto
     ids = np.frombuffer(data, dtype, stop // dtype.itemsize - first, first * dtype.itemsize)
     if len(ids) and (ids.max() >= manifest.vocabulary_size or ids.min() < 0):
         raise DataError(
-            f"{path}: a token id between bytes {start} and {stop} is outside the vocabulary of {manifest.vocabulary_size}"
+            f"{path}: a token id between bytes {start} and {stop} is outside the vocabulary of "
+            f"{manifest.vocabulary_size}"
         )

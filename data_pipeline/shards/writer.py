@@ -94,7 +94,8 @@ class ShardSetWriter:
         Raises:
             DataError: no tokens, too many for the format, an id outside the vocabulary, or the disk refuses.
         """
-        assert token_ids.ndim == 1 and token_ids.dtype.kind in "iu", (token_ids.shape, token_ids.dtype)
+        assert token_ids.ndim == 1, token_ids.shape
+        assert token_ids.dtype.kind in "iu", token_ids.dtype
         assert set(provenance) == set(PROVENANCE.names), sorted(provenance)
         where = f"{provenance['file']} row {provenance['row']}"
         if not 0 < len(token_ids) <= LONGEST_SEQUENCE:
@@ -207,7 +208,7 @@ class _BlockFile:
         self._blocks: list[str] = []
         self._size = 0
         try:
-            self._file = open(path, "wb", buffering=0)
+            self._file = open(path, "wb", buffering=0)  # noqa: SIM115: closed by finish or abandon
         except OSError as error:
             raise _cannot_write(path, error) from error
 

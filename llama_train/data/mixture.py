@@ -76,7 +76,8 @@ class Mixture:
 
 def cycle_quotas(weights: Sequence[float]) -> np.ndarray:
     """Return the samples of each source in a cycle of 2**24: int64, by largest remainder, at least 1 each."""
-    assert weights and all(weight > 0 for weight in weights) and len(weights) <= BLOCK, weights
+    assert 1 <= len(weights) <= BLOCK, len(weights)
+    assert all(weight > 0 for weight in weights), weights
     total = sum(Fraction(weight) for weight in weights)
     ideal = [Fraction(weight) / total * BLOCK * CYCLE for weight in weights]
     quotas = [int(share) for share in ideal]
