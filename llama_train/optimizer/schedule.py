@@ -15,7 +15,8 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig, steps: int) 
     - cosine: half a wave from the peak to the floor (Loshchilov and Hutter 2017, equation 5, without restarts).
     - linear: a straight line from the peak to the floor.
     - constant: the peak.
-    - warmup_stable_decay: the peak, then a straight line over the last `decay_steps` (Hu et al. 2024, section 4).
+    - warmup_stable_decay: the peak (Hu et al. 2024, MiniCPM), then over the last `decay_steps` a straight line to the
+      floor (Hägele et al. 2024).
 
     Args:
         step: counted from 0, the first update.
