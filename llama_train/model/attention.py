@@ -1,0 +1,31 @@
+"""Attention over one row of documents, on PyTorch's scaled_dot_product_attention.
+
+Shape suffixes are those of `llama.py`.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def attention(
+    q_BHSE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor, mask_B1SS: torch.Tensor | None
+) -> torch.Tensor:
+    """Return softmax(q kᵀ / √E) v [B, H, S, E]; query head h reads key head h // (H / K).
+
+    Args:
+        mask_B1SS: bool, True where a query (row) may see a key (column). None: causal, the whole row one document.
+    """
+    if mask_B1SS is None:
+        return F.scaled_dot_product_attention(q_BHSE, k_BKSE, v_BKSE, is_causal=True, enable_gqa=True)
+    # With a mask CUDA has no fused kernel that also shares key heads: repeating them avoids the one that writes out
+    # every attention weight.
+    share = q_BHSE.shape[1] // k_BKSE.shape[1]
+    k_BHSE = k_BKSE.repeat_interleave(share, dim=1)
+    v_BHSE = v_BKSE.repeat_interleave(share, dim=1)
+    return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=mask_B1SS)
+
+
+def document_mask(document_ids_BS: torch.Tensor) -> torch.Tensor:
+    """Return the mask [B, 1, S, S] that is True where a key is not later than its query and of the same document."""
+    same_BSS = document_ids_BS[:, :, None] == document_ids_BS[:, None, :]
+    return same_BSS.tril()[:, None]
