@@ -1,0 +1,204 @@
+"""metrics.jsonl: what a run did, one JSON object per line, only ever appended to.
+
+Every line has a `kind`: `step` (a finished optimizer step), `validation` (a loss on held-out documents) or `event`
+(something a reader of the curves should know). A line counts once its newline is written: what a killed process left
+unfinished is cut off when the file is opened again. A resumed run writes on behind what is there, under the next
+attempt number, and `history` reads back what happened to the weights that exist.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from llama_foundation.errors import DataError, RunError
+
+_TAIL_BYTES = 1 << 20
+"""How far back the end of a metrics file is searched for its newest attempt; lines are well below a thousandth."""
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """One finished optimizer step. Times are in seconds; a token is one that counts in the loss."""
+
+    step: int  # finished optimizer steps, this one included: the first step is 1
+    attempt: int  # which process of the run did it, from 1
+    tokens: int  # seen since the first step, this one included
+    batch_tokens: int  # of this step, over all ranks
+    loss: float
+    lr: float
+    grad_norm: float  # before clipping
+    seconds: float  # from the end of the step before to the end of this one
+    tokens_per_second: float
+    tokens_per_second_per_device: float
+    data_seconds: float  # of `seconds`: waiting for the batch
+    compute_seconds: float  # of `seconds`: forward, backward, update
+    checkpoint_seconds: float  # of `seconds`: the loop standing still for a checkpoint
+    memory_bytes: int  # peak device memory on CUDA, peak resident memory elsewhere; of this rank
+    mfu: float | None = None  # model FLOPs utilization, a fraction; None where the device's peak is not known
+    mfu_formula: str | None = None  # which FLOPs were counted
+    validation_loss: float | None = None  # on held-out documents, after this step
+
+
+@dataclass(slots=True)
+class Event:
+    """Something that happened after `step` finished steps."""
+
+    step: int
+    attempt: int
+    message: str
+
+
+@dataclass(slots=True)
+class Validation:
+    """The loss on held-out documents after `step` finished steps."""
+
+    step: int
+    attempt: int
+    validation_loss: float | None  # None: it was not finite
+
+
+class MetricsFile:
+    """A metrics file open for appending. `attempt` is the number that belongs into the records written through it.
+
+    Raises:
+        RunError: the file cannot be opened or a line cannot be written (disk full, no permission).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "r+b" if path.exists() else "x+b", buffering=0)  # noqa: SIM115
+            self._size = _complete_bytes(self._file)
+            self._file.truncate(self._size)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}; free or mend the disk and resume") from error
+        self.attempt = next_attempt(path)
+
+    def append(self, record: StepRecord | Event | Validation) -> None:
+        """Write one line, whole or not at all."""
+        values = {key: _finite(value) for key, value in asdict(record).items()}
+        line = json.dumps({"kind": _KIND_OF[type(record)], **values}, ensure_ascii=False, allow_nan=False)
+        data = line.encode("utf-8") + b"\n"
+        try:
+            self._file.seek(self._size)
+            if self._file.write(data) != len(data):
+                raise OSError(28, "no space left on device")
+        except OSError as error:
+            self._file.truncate(self._size)
+            raise RunError(
+                f"{self.path}: cannot be written: {error.strerror}; free space and resume from the last checkpoint"
+            ) from error
+        self._size += len(data)
+
+    def close(self) -> None:
+        """Flush to disk and close."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+_KIND_OF: dict[type, str] = {StepRecord: "step", Event: "event", Validation: "validation"}
+_CLASS_OF = {kind: cls for cls, kind in _KIND_OF.items()}
+
+
+def next_attempt(path: Path) -> int:
+    """Return 1 + the highest attempt number found in the metrics file, or 1 where there is none."""
+    if not path.exists():
+        return 1
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        tail = file.read()
+    highest = 0
+    for line in tail[: tail.rfind(b"\n") + 1].splitlines():
+        try:
+            highest = max(highest, int(json.loads(line)["attempt"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # a line cut by where the tail begins; a damaged one is refused by `read`
+    return highest + 1
+
+
+def read(path: Path) -> Iterator[StepRecord | Event | Validation]:
+    """Yield every complete line of a metrics file, all attempts, in the order written.
+
+    Raises:
+        DataError: a complete line is not a record; names file and line.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such metrics file")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                values = json.loads(line)
+                cls = _CLASS_OF[values.pop("kind")]
+                yield cls(**values)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}: line {number} is damaged; delete that line to use the rest") from error
+
+
+def superseding(
+    records: Iterable[StepRecord | Event | Validation],
+) -> tuple[list[StepRecord], list[Validation], list[Event]]:
+    """Keep what happened to the weights that exist; return (steps, validations, events), each sorted by step.
+
+    A resumed attempt starts from a checkpoint, so its first step undoes that step and all later ones of the attempts
+    before. Events are never undone: that an earlier attempt failed stays true.
+    """
+    steps: list[StepRecord] = []
+    validations: list[Validation] = []
+    events: list[Event] = []
+    for record in records:
+        if isinstance(record, Event):
+            events.append(record)
+            continue
+        undone = (steps, validations) if isinstance(record, StepRecord) else (validations,)
+        for kept in undone:
+            while kept and kept[-1].step >= record.step and kept[-1].attempt < record.attempt:
+                kept.pop()
+        (steps if isinstance(record, StepRecord) else validations).append(record)
+    return steps, validations, events
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """Return one dictionary per step of the run as it stands, with the keys of `StepRecord`.
+
+    Where several attempts did a step, the highest one counts; see `superseding`. Raises what `read` raises.
+    """
+    steps, validations, _ = superseding(read(path))
+    losses = {validation.step: validation.validation_loss for validation in validations}
+    names = [field.name for field in fields(StepRecord)]
+    table = [{name: getattr(step, name) for name in names} for step in steps]
+    for row in table:
+        row["validation_loss"] = losses.get(row["step"], row["validation_loss"])
+    return table
+
+
+def _complete_bytes(file: Any) -> int:
+    """Return how many bytes of `file` are complete lines."""
+    end = file.seek(0, os.SEEK_END)
+    position = end
+    while position > 0:
+        start = max(0, position - _TAIL_BYTES)
+        file.seek(start)
+        newline = file.read(position - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        position = start
+    return 0
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity and no not-a-number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
