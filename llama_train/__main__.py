@@ -5,6 +5,7 @@ for its path, read that file and compare its hash: nobody composes twice, and a 
 process group or a GPU is held.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -51,7 +52,7 @@ def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> i
         publish_text(directory / "config.yaml", compose.dump(config))
         verdict |= {"config": str(directory / "config.yaml"), "fingerprint": compose.fingerprint(config)}
         store.set("verdict", json.dumps(verdict))
-        return train(config, store)
+        return _train(config, store)
 
 
 def _follow(store: dist.Store, rank: int) -> int:
@@ -60,12 +61,25 @@ def _follow(store: dist.Store, rank: int) -> int:
     verdict = json.loads(store.get("verdict"))
     if "config" not in verdict:
         return verdict["status"]
+    return _train(_read_config(Path(verdict["config"]), verdict["fingerprint"], rank), store)
+
+
+def _train(config: TrainConfig, store: dist.Store) -> int:
+    """Train; of an error that every rank meets, only the first rank speaks."""
     try:
-        return train(_read_config(Path(verdict["config"]), verdict["fingerprint"], rank), store)
+        return train(config, store)
     except UserError as error:
-        # Rank 0 prints what all ranks know; this line is for what only this one saw.
-        print(f"error on rank {rank}: {error}", file=sys.stderr)
+        if _first_to_say(str(error), store):
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _first_to_say(message: str, store: dist.Store) -> bool:
+    digest = hashlib.sha256(message.encode()).hexdigest()
+    try:
+        return store.add(f"error-{digest}", 1) == 1
+    except RuntimeError:  # the store has gone down with its process
+        return True
 
 
 def _read_config(path: Path, fingerprint: str, rank: int) -> TrainConfig:

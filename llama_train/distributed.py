@@ -19,14 +19,15 @@ class World:
     """This process among all processes of the run.
 
     `control` is a CPU group for small agreements of the training loop. `background` is another one, so that a
-    checkpoint written in a thread never mixes its messages with the loop's. `store` carries heartbeats.
+    checkpoint written in a thread never mixes its messages with the loop's. `store` carries heartbeats; one process
+    has nobody to send them to.
     """
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
-    store: dist.Store
+    store: dist.Store | None
     control: dist.ProcessGroup
     background: dist.ProcessGroup
 
@@ -97,7 +98,7 @@ def distributed(device: str, store: dist.Store, timeout_seconds: float) -> Itera
             size=size,
             local_rank=local_rank,
             device=torch.device("cuda", local_rank) if use_cuda else torch.device("cpu"),
-            store=store,
+            store=store if size > 1 else None,
             control=control,
             background=background,
         )

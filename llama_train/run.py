@@ -13,12 +13,17 @@ from omegaconf import OmegaConf
 
 from data_pipeline.shards.reader import ShardRoot, open_root
 from llama_foundation.errors import CheckpointError, ConfigError, DataError
-from llama_train.checkpoint.restore import Checkpoint, newest_good, open_weights, restore
+from llama_train.checkpoint.load import open_weights
+from llama_train.checkpoint.restore import Checkpoint, newest_good, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import TrainConfig
 from llama_train.data.order import Amendment, TokenOrder, check_vocabulary
 from llama_train.distributed import World
 from llama_train.engine.engine import Engine
+from llama_train.model.size import parameter_count
+from llama_train.observe.observers import Observers
+from llama_train.observe.summary import write_summary
+from llama_train.parallel.layout import Layout
 
 FROZEN = ("seed", "model", "data", "optimizer", "schedule")
 """Settings that decide what a step computes: a run keeps them for life. `data.shards` may move; its content not."""
@@ -39,7 +44,8 @@ class Run:
             keep_every=config.checkpoint.keep_every,
             asynchronous=config.checkpoint.asynchronous,
         )
-        self.checkpoint: Checkpoint | None = newest_good(self.directory / "checkpoints", group=world.control)
+        self.checkpoint: Checkpoint | None
+        self.checkpoint, self.passed_over = newest_good(self.directory / "checkpoints", group=world.background)
         self.amendments = _read_amendments(self.directory / "amendments.json")
         self.step = 0  # optimizer steps done
         self.tokens = 0  # valid tokens seen
@@ -58,21 +64,16 @@ class Run:
             DataError: the shards do not fit the model.
             CheckpointError: what the checkpoint was made with differs; every differing setting is named.
         """
-        check_vocabulary(self.shards, self.config.model)
+        state = self.checkpoint.state if self.checkpoint else {}
+        check_vocabulary(self.shards, self.config.model.vocab_size, state.get("tokenizer"))
         if self.checkpoint is None:
             return
-        state = self.checkpoint.state
         where = self.checkpoint.directory
         differing = list(_differences(_frozen(state["config"]), _frozen(to_container(self.config))))
         if differing:
             raise CheckpointError(
                 f"{where} was made with other settings: {'; '.join(differing[:5])}. Put them back to resume, or start "
                 f"a new run with name=... and checkpoint.init_from={where}"
-            )
-        if state["tokenizer"] != self.shards.tokenizer.fingerprint:
-            raise DataError(
-                f"data.shards={self.config.data.shards} was tokenized with another tokenizer than {where}; "
-                "point data.shards at the shards this run was started on"
             )
         if state["data_fingerprint"] != order.fingerprint:
             raise DataError(
@@ -98,7 +99,7 @@ class Run:
             self._saved = self.step
         elif self.config.checkpoint.init_from is not None:
             source = Path(self.config.checkpoint.init_from)
-            engine.load_chunks(restore(open_weights(source, group=self.world.control), engine.chunks(optimizer=False)))
+            engine.load_chunks(restore(open_weights(source, group=self.world.background), engine.chunks(optimizer=False)))
 
     def save(self, engine: Engine, order: TokenOrder, logger_ids: dict[str, str]) -> None:
         """Write the checkpoint of the present step, unless that was the last thing this run did."""
@@ -120,6 +121,40 @@ class Run:
         files = {f"tokenizer/{tokenizer.name}": tokenizer} if tokenizer.is_file() else {}
         self.store.save(self.step, engine.chunks(), state, files)
 
+    def announce(self, observe: Observers, layout: Layout, order: TokenOrder) -> None:
+        """Say in a few lines what is about to happen."""
+        for message in self.passed_over:
+            observe.event(self.step, f"checkpoint passed over: {message}")
+        parameters = parameter_count(self.config.model)
+        observe.phase(
+            f"{self.directory}: {self.config.model.name}, {parameters:,} parameters, {layout.describe()}, "
+            f"{order.tokens_per_step(self.step):,} tokens a step"
+        )
+        if self.shards.tokenizer.vocabulary_size < self.config.model.vocab_size:
+            observe.phase(
+                f"the shards' tokenizer has {self.shards.tokenizer.vocabulary_size} tokens; the rest of "
+                f"model.vocab_size={self.config.model.vocab_size} stays unused"
+            )
+        epochs = order.epochs(self.config.steps)
+        observe.phase("epochs at the end: " + ", ".join(f"{source} {n:.2f}" for source, n in epochs.items()))
+
+    def finish(self, observe: Observers, stopped_by: str | None) -> None:
+        """Write summary.json and say how the process ends."""
+        finished = self.step >= self.config.steps
+        if not finished:
+            why = f"asked to stop by {stopped_by}" if stopped_by else f"stop_at_step={self.config.stop_at_step}"
+            observe.event(self.step, f"{why}; the same command goes on after step {self.step}")
+        if self.world.main:
+            write_summary(
+                self.directory / "summary.json",
+                self.directory / "metrics.jsonl",
+                finished=finished,
+                run=self.directory,
+                shards=self.shards.path,
+                checkpoint=self.store.latest(),
+                report=self.directory / "report.html",
+            )
+
     def step_done(self, tokens: int) -> None:
         """Count a finished optimizer step of `tokens` valid tokens."""
         self.step += 1
@@ -130,8 +165,10 @@ class Run:
         return every > 0 and self.step % every == 0
 
     def validation_due(self) -> bool:
+        """Whether held-out documents are due: at the interval, and at the very end."""
         every = self.config.validation.every
-        return self.config.validation.batches > 0 and every > 0 and self.step % every == 0
+        at_interval = every > 0 and self.step % every == 0
+        return self.config.validation.batches > 0 and (at_interval or self.step == self.config.steps)
 
 
 def to_container(config: TrainConfig) -> dict[str, Any]:

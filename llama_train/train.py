@@ -4,6 +4,8 @@
 stopped last time, and then the loop.
 """
 
+from pathlib import Path
+
 import torch.distributed as dist
 
 from llama_train.clock import StepClock
@@ -14,13 +16,16 @@ from llama_train.engine.build import build_engine
 from llama_train.engine.engine import NonFiniteError
 from llama_train.observe.observers import Observers
 from llama_train.observe.record import Recorder
-from llama_train.observe.summary import write_summary
 from llama_train.optimizer.schedule import learning_rate
 from llama_train.parallel.layout import resolve_layout
 from llama_train.run import Run
 from llama_train.survive.anomalies import describe_non_finite
-from llama_train.survive.guards import guards
+from llama_train.survive.signals import StopRequest
+from llama_train.survive.watchdog import Watchdog
 from llama_train.validation import validate
+
+START_SECONDS = 1800.0
+"""How long a start may take, first step included, before the watchdog ends it: loading 405B, compiling."""
 
 
 def train(config: TrainConfig, store: dist.Store) -> int:
@@ -32,20 +37,25 @@ def train(config: TrainConfig, store: dist.Store) -> int:
     Raises:
         UserError: naming what is wrong; the last checkpoint stays good.
     """
-    with distributed(config.cluster.device, store, config.engine.timeout_seconds) as world:
+    directory = Path(config.output) / config.name
+    with (
+        distributed(config.cluster.device, store, config.engine.timeout_seconds) as world,
+        Watchdog(
+            world.rank, world.size, world.store, config.engine.timeout_seconds, world.host, directory, START_SECONDS
+        ) as watchdog,
+        StopRequest() as stop,
+    ):
         layout = resolve_layout(config.layout, config.data, world.size, world.rank)
         run = Run(config, world)
         order = TokenOrder(config.data, config.steps, config.seed, run.amendments, run.shards)
         run.check(order)
         engine = build_engine(config, layout, world.device)
         run.load(engine)
-        with (
-            Observers(config, run.directory, world.main, world.size, run.step, None, run.logger_ids) as observe,
-            guards(run, world) as guard,
-        ):
-            clock = StepClock(guard.beat)
+        with Observers(config, directory, world.main, world.size, run.step, None, run.logger_ids) as observe:
+            run.announce(observe, layout, order)
+            clock = StepClock(watchdog.beat)
             recorder = Recorder(config, world, observe.attempt)
-            while run.step < run.last_step and not guard.stop_requested():
+            while run.step < run.last_step and not stop.agreed(world.control):
                 step = run.step
                 with clock.phase(step, "data"):
                     micro_batches = order.local_micro_batches(
@@ -71,6 +81,5 @@ def train(config: TrainConfig, store: dist.Store) -> int:
             with clock.phase(run.step, "checkpoint"):
                 run.save(engine, order, observe.logger_ids())
                 run.store.wait()
-        if world.main:
-            write_summary(run)
+            run.finish(observe, stop.requested)
     return 0

@@ -6,6 +6,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from llama_foundation.errors import ConfigError
 from llama_train.config import DataConfig, LayoutConfig
+from llama_train.data.batches import check_divides
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,10 @@ def resolve_layout(config: LayoutConfig, data: DataConfig, world_size: int, rank
             f"the {world_size} processes of this run; set layout.data_shard=-1 and a data_replicate that divides "
             f"{world_size}"
         )
-    for batch_size in {data.batch_size, *(s.batch_size for s in data.segments if s.batch_size)}:
-        if batch_size % (world_size * config.micro_batch_size):
-            raise ConfigError(
-                f"data.batch_size={batch_size} does not divide into {world_size} data-parallel ranks × "
-                f"layout.micro_batch_size={config.micro_batch_size}; "
-                + _batch_advice(batch_size, world_size, config.micro_batch_size)
-            )
+    check_divides("data.batch_size", data.batch_size, world_size, config.micro_batch_size)
+    for number, segment in enumerate(data.segments):
+        if segment.batch_size is not None:
+            setting = f"data.segments[{number}].batch_size"
+            check_divides(setting, segment.batch_size, world_size, config.micro_batch_size)
     return Layout(config.data_replicate, shard, rank, config.micro_batch_size)
 
-
-def _batch_advice(batch_size: int, data_world: int, micro_batch_size: int) -> str:
-    unit = data_world * micro_batch_size
-    nearest = max(unit, round(batch_size / unit) * unit)
-    if batch_size % data_world:
-        return f"the nearest batch size that does is {nearest}"
-    share = batch_size // data_world
-    choices = [size for size in range(1, share + 1) if share % size == 0]
-    return f"use layout.micro_batch_size={', '.join(map(str, choices[:8]))} or data.batch_size={nearest}"
