@@ -137,7 +137,7 @@ def _results(directory: Path) -> list[dict]:
 
 
 def _largest(ours: Checkpoint, theirs: Checkpoint, relative: bool) -> tuple[str, float]:
-    """Return the tensor that differs most and by how much, over the tensors of `theirs` that are not optimizer state."""
+    """Return the tensor that differs most and by how much, optimizer state left out."""
     assert ours.tensors.keys() == theirs.tensors.keys()
     worst, largest = "", -1.0
     for name in theirs.tensors:
@@ -158,7 +158,7 @@ def whole(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def make_shards(directory: Path, vocabulary: int, tokens: int, validation_tokens: int = 0) -> None:
-    """Write token shards of random documents, short and long, from two sources."""
+    """Write token shards of random walks through the vocabulary, short and long, from two sources."""
     sources = ["even", "odd"]
     splits = {"train": tokens, "validation": validation_tokens}
     splits = {split: count for split, count in splits.items() if count > 0}
@@ -166,7 +166,14 @@ def make_shards(directory: Path, vocabulary: int, tokens: int, validation_tokens
     for split, count in splits.items():
         for source in sources:
             _write_random_documents(directory / split / source, vocabulary, count // len(sources), generator)
-    tokenizer = {"file": "none", "fingerprint": "proof", "vocabulary_size": vocabulary, "bos_id": 1, "eos_id": 2}
+    publish_text(directory / "tokenizer" / "none.txt", "these documents are random numbers: no tokenizer made them\n")
+    tokenizer = {
+        "file": "tokenizer/none.txt",
+        "fingerprint": "proof",
+        "vocabulary_size": vocabulary,
+        "bos_id": 1,
+        "eos_id": 2,
+    }
     write_root(directory, tokenizer, dict.fromkeys(splits, sources))
 
 
@@ -175,7 +182,8 @@ def _write_random_documents(directory: Path, vocabulary: int, tokens: int, gener
         written = row = 0
         while written < tokens:
             length = int(generator.integers(2, 60))
-            ids = np.concatenate([[1], generator.integers(3, vocabulary, length), [2]])
+            walk = generator.integers(vocabulary) + np.cumsum(generator.integers(1, 4, length))
+            ids = np.concatenate([[1], 3 + walk % (vocabulary - 3), [2]])
             provenance = {
                 "record_id": f"{row:032x}",
                 "source": directory.name,
