@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from llama_foundation.errors import ConfigError, DataError
 from llama_train.config import DataConfig, Segment
-from llama_train.data.mixture import cycle_quotas
 from llama_train.data.order import Amendment, TokenOrder, check_vocabulary
 from llama_train.data.windows import Windows
 
@@ -284,6 +283,18 @@ def test_lengths_share_a_shard_by_the_tokens_they_take():
     assert {start for _, start, _ in long} <= {300 + 16 * i for i in range(25)} | {600 + 16 * i for i in range(51)}
 
 
+def test_each_source_is_shared_by_what_the_lengths_take_of_it():
+    # Of a, length 8 takes 3/4 of 6 * 4 * 8 = 144 tokens and length 16 takes 1/4 of 3 * 4 * 16 = 48: 3 to 1.
+    # Of b, they take 48 and 144: 1 to 3.
+    segments = [Segment(from_step=6, sequence_length=16, sources={"a": 1.0, "b": 3.0})]
+    order = order_of({"a": [1000], "b": [1000]}, steps=9, segments=segments, sources={"a": 3.0, "b": 1.0})
+    borders = {"a": 750, "b": 250}
+    assert all(s.start + s.length <= borders[s.source] for s in samples_of(order, range(6)))
+    long = samples_of(order, range(6, 9))
+    assert {s.source: (s.start - borders[s.source]) % 16 for s in long} == {"a": 0, "b": 0}
+    assert all(s.start >= borders[s.source] for s in long)
+
+
 def test_a_length_that_returns_goes_on_where_it_stopped():
     segments = [Segment(from_step=3, sequence_length=16), Segment(from_step=6, sequence_length=8)]
     order = order_of({"a": [4000]}, steps=9, segments=segments)
@@ -389,27 +400,28 @@ def test_a_vocabulary_larger_than_the_models_is_refused(root):
 
 
 def test_documents_are_those_that_the_inputs_come_from(root):
+    order = TokenOrder(settings_of(batch_size=6, sequence_length=16), 20, seed=3, root=root)
+    row_of = {}
+    for source, first in (("books", 0), ("web", 20000)):
+        shards = root.open("train", source)
+        lengths = np.concatenate([np.diff(shards.document_starts(shard)) for shard in range(len(shards.shard_tokens))])
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        row_of |= {first + position: (source, row) for position, row in enumerate(owners.tolist())}
+    for step in range(20):
+        expected: dict = {}
+        for sample_id, tokens in zip(order.samples(step), rows(order.local_micro_batches(step, 0, 1, 6)), strict=True):
+            for token in tokens:
+                expected.setdefault(row_of[token], set()).add(sample_id)
+        documents = order.documents(step)
+        assert {(document.source, document.row): set(document.samples) for document in documents} == expected
+        for document in documents:
+            assert document.file == f"{document.source}.jsonl"
+            assert document.url == f"https://example.org/{document.source}/{document.row}"
+            assert document.first_words.startswith(f"[{document.source}] document number {document.row} ")
+
+
+def test_documents_can_be_limited_to_the_first(root):
     order = TokenOrder(settings_of(batch_size=6, sequence_length=16), 5, seed=3, root=root)
-    expected: dict = {}
-    for sample_id, tokens in zip(order.samples(2), rows(order.local_micro_batches(2, 0, 1, 6)), strict=True):
-        for token in tokens:
-            source = "books" if token < 20000 else "web"
-            position, first = token - {"books": 0, "web": 20000}[source], 0
-            shards = root.open("train", source)
-            lengths = np.concatenate([np.diff(shards.document_starts(s)) for s in range(len(shards.shard_tokens))])
-            row = int(np.searchsorted(np.cumsum(lengths), position - first, side="right"))
-            expected.setdefault((source, row), set()).add(sample_id)
-    documents = order.documents(2)
-    assert {(document.source, document.row): set(document.samples) for document in documents} == expected
-    for document in documents:
-        assert document.file == f"{document.source}.jsonl"
-        assert document.url == f"https://example.org/{document.source}/{document.row}"
-        assert document.first_words.startswith(f"[{document.source}] document number {document.row}")
-    assert order.documents(2, limit=3) == [
-        replace(document, samples=short.samples)
-        for document, short in zip(documents[:3], order.documents(2, limit=3), strict=True)
-    ]
-
-
-def test_quotas_of_the_segments_come_from_the_weights():
-    assert cycle_quotas([3, 1]).tolist() == [3 * 2**22, 2**22]
+    short, whole = order.documents(2, limit=3), order.documents(2)
+    assert len(short) == 3 < len(whole)
+    assert [document.row for document in short] == [document.row for document in whole[:3]]
