@@ -192,6 +192,7 @@ class _OpenShard:
         """Close what is open without a word; the directory is about to be removed."""
         for file in (self._tokens, self._index, self._provenance):
             file.abandon()
+        self._parquet.close()  # else it closes itself later, and complains
 
     def _write_rows(self) -> None:
         self._parquet.write_table(pa.table(self._rows, schema=PROVENANCE), row_group_size=_ROW_GROUP)
@@ -207,8 +208,9 @@ class _BlockFile:
         self._buffer = bytearray()
         self._blocks: list[str] = []
         self._size = 0
+        self._abandoned = False
         try:
-            self._file = open(path, "wb", buffering=0)  # noqa: SIM115: closed by finish or abandon
+            self._file = open(path, "wb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise _cannot_write(path, error) from error
 
@@ -217,6 +219,8 @@ class _BlockFile:
     def write(self, data: bytes) -> int:
         view = memoryview(data).cast("B")
         written = len(view)
+        if self._abandoned:
+            return written
         while view:
             room = BLOCK_BYTES - len(self._buffer)
             self._buffer += view[:room]
@@ -246,7 +250,7 @@ class _BlockFile:
         return FileEntry(self._path.name, self._size, bytes.fromhex("".join(self._blocks)))
 
     def abandon(self) -> None:
-        self._buffer = bytearray()
+        self._abandoned = True
         self._file.close()
 
     def _write_block(self) -> None:
@@ -276,9 +280,9 @@ def write_root(directory: Path, tokenizer: Mapping[str, Any], splits: Mapping[st
     if not (directory / described.file).is_file():
         raise DataError(f"{directory / described.file}: the tokenizer file does not exist")
     entries: dict[str, dict[str, SourceEntry]] = {}
-    for split, sources in splits.items():
+    for split, sources in sorted(splits.items()):
         entries[check_name("split", split)] = {}
-        for source in sources:
+        for source in sorted(sources):
             place = directory / split / check_name("source", source)
             manifest = read_manifest(place)
             if (manifest.tokenizer_fingerprint, manifest.vocabulary_size) != (

@@ -150,4 +150,4 @@ def _validation_windows(root: ShardRoot, sequence_length: int) -> _ValidationWin
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.array(array, order="C"))
