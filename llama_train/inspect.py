@@ -1,9 +1,8 @@
 """llama-inspect run=DIR step=N: the documents behind a step.
 
-Also `python -m llama_train.inspect run=DIR step=N`. Steps are counted from 0, as in metrics.jsonl.
+Also `python -m llama_train.inspect run=DIR step=N`. Steps are counted as in metrics.jsonl: the first is 1.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_foundation import compose
-from llama_foundation.errors import CheckpointError, ConfigError
+from llama_foundation.errors import ConfigError
 from llama_train.config import TrainConfig
-from llama_train.data.order import Amendment, Document, TokenOrder
+from llama_train.data.amendments import read_amendments
+from llama_train.data.order import Document, TokenOrder
 
 
 @dataclass
@@ -24,12 +24,12 @@ class InspectConfig:
     """Which step of which run, and how much of it to print."""
 
     run: str = MISSING  # the run directory: output/name of llama-train
-    step: int = MISSING  # optimizer step, counted from 0
+    step: int = MISSING  # finished optimizer steps, this one included: the first step is 1
     limit: int = 50  # documents printed; 0: all
     first_words: int = 12  # words of each document printed, of those that the shards keep
 
     def check(self) -> None:
-        for name, least in (("step", 0), ("limit", 0), ("first_words", 1)):
+        for name, least in (("step", 1), ("limit", 0), ("first_words", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}")
 
@@ -50,39 +50,23 @@ def inspect(config: InspectConfig) -> None:
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"run={config.run}: {run / 'config.yaml'} does not exist; give the directory of a run")
     train = compose.load(run / "config.yaml", TrainConfig)
-    if config.step >= train.steps:
-        raise ConfigError(f"step={config.step}: the run has steps 0 to {train.steps - 1}")
+    if config.step > train.steps:
+        raise ConfigError(f"step={config.step}: the run has steps 1 to {train.steps}")
+    step = config.step - 1  # the order counts from 0
     order = TokenOrder(train.data, train.steps, train.seed, read_amendments(run))
-    documents = order.documents(config.step, config.limit + 1 if config.limit else None)
+    documents = order.documents(step, config.limit + 1 if config.limit else None)
     more = config.limit > 0 and len(documents) > config.limit
     console = Console()
-    samples = order.samples(config.step)
+    samples = order.samples(step)
     console.print(
         f"step {config.step} of {run}: samples {samples.start} to {samples.stop - 1}, {len(samples)} sequences of "
-        f"{order.sequence_length(config.step)} tokens",
+        f"{order.sequence_length(step)} tokens",
         markup=False,
         highlight=False,
     )
     console.print(_table(documents[: config.limit] if more else documents, config.first_words))
     if more:
         console.print(f"more documents than limit={config.limit}; limit=0 prints all", markup=False, highlight=False)
-
-
-def read_amendments(run: Path) -> list[Amendment]:
-    """Return the amendments that the newest checkpoint of a run knows of; none without a checkpoint.
-
-    Raises:
-        CheckpointError: its index cannot be read.
-    """
-    indices = {path.parent.name: path for path in run.glob("checkpoints/step-*/index.json")}
-    if not indices:
-        return []
-    path = indices[max(indices, key=lambda name: (len(name), name))]
-    try:
-        amendments = json.loads(path.read_bytes())["state"].get("amendments", [])
-        return [Amendment(int(amendment["at_step"]), int(amendment["jump"])) for amendment in amendments]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its amendments cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _table(documents: list[Document], first_words: int) -> Table:

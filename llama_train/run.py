@@ -5,19 +5,19 @@ rank 0 writes there, except for the per-rank files inside a checkpoint.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from data_pipeline.shards.reader import ShardRoot, open_root
-from llama_foundation.errors import CheckpointError, ConfigError, DataError
+from llama_foundation.errors import CheckpointError, DataError
 from llama_train.checkpoint.load import open_weights
 from llama_train.checkpoint.restore import Checkpoint, newest_good, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import TrainConfig
-from llama_train.data.order import Amendment, TokenOrder, check_vocabulary
+from llama_train.data.amendments import AMENDMENTS, Amendment, read_amendments
+from llama_train.data.order import TokenOrder, check_vocabulary
 from llama_train.distributed import World
 from llama_train.engine.engine import Engine
 from llama_train.model.size import parameter_count
@@ -46,7 +46,7 @@ class Run:
         )
         self.checkpoint: Checkpoint | None
         self.checkpoint, self.passed_over = newest_good(self.directory / "checkpoints", group=world.background)
-        self.amendments = _read_amendments(self.directory / "amendments.json")
+        self.amendments = read_amendments(self.directory)
         self.step = 0  # optimizer steps done
         self.tokens = 0  # valid tokens seen
         self.logger_ids: dict[str, str] = {}
@@ -80,12 +80,12 @@ class Run:
                 f"data.shards={self.config.data.shards} does not hold what {where} was trained on; "
                 "point data.shards at the shards this run was started on"
             )
-        known = [Amendment(**amendment) for amendment in state["amendments"]]
+        known = tuple(Amendment(**amendment) for amendment in state["amendments"])
         if self.amendments[: len(known)] != known or any(
             a.at_step < state["step"] for a in self.amendments[len(known) :]
         ):
             raise CheckpointError(
-                f"{self.directory / 'amendments.json'} changes steps that {where} has already done; "
+                f"{self.directory / AMENDMENTS} changes steps that {where} has already done; "
                 "amendments can only be appended, for later steps"
             )
 
@@ -99,7 +99,9 @@ class Run:
             self._saved = self.step
         elif self.config.checkpoint.init_from is not None:
             source = Path(self.config.checkpoint.init_from)
-            engine.load_chunks(restore(open_weights(source, group=self.world.background), engine.chunks(optimizer=False)))
+            engine.load_chunks(
+                restore(open_weights(source, group=self.world.background), engine.chunks(optimizer=False))
+            )
 
     def save(self, engine: Engine, order: TokenOrder, logger_ids: dict[str, str]) -> None:
         """Write the checkpoint of the present step, unless that was the last thing this run did."""
@@ -192,14 +194,3 @@ def _differences(before: Any, now: Any, prefix: str = "") -> Any:
             yield from _differences(before.get(key), now.get(key), f"{prefix}{key}.")
     elif before != now:
         yield f"{prefix.rstrip('.')} was {before}, now {now}"
-
-
-def _read_amendments(path: Path) -> list[Amendment]:
-    if not path.exists():
-        return []
-    try:
-        return [Amendment(**amendment) for amendment in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f'{path}: not a list of amendments ({error}); an amendment is {{"at_step": 100, "jump": 3}}'
-        ) from error

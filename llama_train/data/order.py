@@ -16,18 +16,11 @@ from typing import Protocol
 from data_pipeline.shards.reader import ShardRoot, open_root
 from llama_foundation.errors import ConfigError, DataError
 from llama_train.config import DataConfig
+from llama_train.data.amendments import Amendment
 from llama_train.data.batches import MicroBatch, check_divides, make_micro_batch, read_window
 from llama_train.data.mixture import BLOCK, Mixture
 from llama_train.data.permutation import permutation_key, permute
 from llama_train.data.windows import Windows
-
-
-@dataclass(frozen=True)
-class Amendment:
-    """From step `at_step` on, the batches are those `jump` batches further: a spike that was jumped over."""
-
-    at_step: int
-    jump: int
 
 
 @dataclass(frozen=True)
@@ -114,9 +107,6 @@ class TokenOrder:
         self.root = open_root(data.shards) if root is None else root
         self._data, self._seed = data, seed
         self._amendments = tuple(amendments)
-        for amendment in self._amendments:
-            if amendment.at_step < 0 or amendment.jump < 1:
-                raise ConfigError(f"{amendment}: at_step must be at least 0 and jump at least 1")
         self._shard_tokens = {
             source: list(self.root.open("train", source).shard_tokens) for source in self.root.sources("train")
         }

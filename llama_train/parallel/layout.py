@@ -70,4 +70,3 @@ def resolve_layout(config: LayoutConfig, data: DataConfig, world_size: int, rank
             setting = f"data.segments[{number}].batch_size"
             check_divides(setting, segment.batch_size, world_size, config.micro_batch_size)
     return Layout(config.data_replicate, shard, rank, config.micro_batch_size)
-

@@ -1,6 +1,5 @@
 """llama-inspect on a small run."""
 
-import json
 import subprocess
 import sys
 
@@ -9,10 +8,11 @@ import pytest
 
 from data_pipeline.shards.writer import ShardSetWriter, write_root
 from llama_foundation import compose
-from llama_foundation.errors import CheckpointError, ConfigError
+from llama_foundation.errors import ConfigError
 from llama_train import inspect as inspect_command
 from llama_train.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from llama_train.data.order import Amendment, TokenOrder
+from llama_train.data.amendments import Amendment
+from llama_train.data.order import TokenOrder
 
 
 @pytest.fixture
@@ -46,12 +46,6 @@ def run(tmp_path):
     return directory
 
 
-def write_checkpoint(run, step, state):
-    directory = run / "checkpoints" / f"step-{step:08d}"
-    directory.mkdir(parents=True)
-    (directory / "index.json").write_text(json.dumps({"state": state}))
-
-
 def inspect(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["llama-inspect", *arguments])
     status = inspect_command.main()
@@ -72,7 +66,7 @@ def printed_rows(output):
 
 
 def test_the_table_shows_the_documents_of_the_step(run, monkeypatch, capsys):
-    status, output, _ = inspect(monkeypatch, capsys, f"run={run}", "step=3")
+    status, output, _ = inspect(monkeypatch, capsys, f"run={run}", "step=4")
     assert status == 0
     assert "2 sequences of 16 tokens" in output.replace("\n", " ")
     assert printed_rows(output) == rows_behind(run, 3)
@@ -85,26 +79,24 @@ def test_the_table_shows_the_documents_of_the_step(run, monkeypatch, capsys):
 
 
 def test_the_number_of_documents_and_words_is_limited(run, monkeypatch, capsys):
-    _, output, _ = inspect(monkeypatch, capsys, f"run={run}", "step=0", "limit=1", "first_words=2")
+    _, output, _ = inspect(monkeypatch, capsys, f"run={run}", "step=1", "limit=1", "first_words=2")
     assert len(printed_rows(output)) == 1
     assert "limit=0 prints all" in output
     assert "[red] document" in output
     assert "begins" not in output
 
 
-def test_amendments_come_from_the_newest_checkpoint(run, monkeypatch, capsys):
-    write_checkpoint(run, 99999999, {"amendments": [{"at_step": 0, "jump": 1}]})
-    write_checkpoint(run, 100000000, {"amendments": [{"at_step": 3, "jump": 4}]})
-    (run / "checkpoints" / "step-99999999999").mkdir()  # unfinished: no index
-    assert inspect_command.read_amendments(run) == [Amendment(3, 4)]
-    _, output, _ = inspect(monkeypatch, capsys, f"run={run}", "step=5")
+def test_amendments_of_the_run_are_followed(run, monkeypatch, capsys):
+    (run / "amendments.json").write_text('[{"at_step": 3, "jump": 4}]')
+    _, output, _ = inspect(monkeypatch, capsys, f"run={run}", "step=6")
     assert printed_rows(output) == rows_behind(run, 5, [Amendment(3, 4)]) == rows_behind(run, 9)
 
 
-def test_a_checkpoint_that_cannot_be_read_is_refused_by_name(run):
-    write_checkpoint(run, 2, {"amendments": [{"at": 3}]})
-    with pytest.raises(CheckpointError, match=r"step-00000002/index.json: its amendments"):
-        inspect_command.read_amendments(run)
+def test_amendments_that_cannot_be_read_are_refused_by_name(run, monkeypatch, capsys):
+    (run / "amendments.json").write_text('[{"at": 3}]')
+    status, _, error = inspect(monkeypatch, capsys, f"run={run}", "step=6")
+    assert status == 2
+    assert "amendments.json: not a list of amendments" in error
 
 
 @pytest.mark.parametrize(
@@ -112,8 +104,8 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_by_name(run):
     [
         (["step=1"], "run"),
         (["run=nowhere", "step=1"], "nowhere/config.yaml does not exist; give the directory of a run"),
-        (["run={run}", "step=10"], "step=10: the run has steps 0 to 9"),
-        (["run={run}", "step=-1"], "step=-1 must be at least 0"),
+        (["run={run}", "step=11"], "step=11: the run has steps 1 to 10"),
+        (["run={run}", "step=0"], "step=0 must be at least 1"),
         (["run={run}", "step=1", "limits=3"], "limits"),
     ],
 )
@@ -131,7 +123,7 @@ def test_it_runs_as_a_module_and_leaves_nothing_behind(run, tmp_path):
 
     source = str(llama_train.__path__[0]).removesuffix("/llama_train")
     done = subprocess.run(
-        [sys.executable, "-m", "llama_train.inspect", f"run={run}", "step=3"],
+        [sys.executable, "-m", "llama_train.inspect", f"run={run}", "step=4"],
         capture_output=True,
         text=True,
         timeout=120,

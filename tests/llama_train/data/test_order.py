@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from llama_foundation.errors import ConfigError, DataError
 from llama_train.config import DataConfig, Segment
-from llama_train.data.order import Amendment, TokenOrder, check_vocabulary
+from llama_train.data.amendments import Amendment
+from llama_train.data.order import TokenOrder, check_vocabulary
 from llama_train.data.windows import Windows
 
 
@@ -208,10 +209,10 @@ def test_a_jump_moves_on_through_the_segments_too():
     assert samples_of(jumped, [3]) == samples_of(plain, [4])
 
 
-@pytest.mark.parametrize("amendment", [Amendment(-1, 1), Amendment(0, 0), Amendment(3, -2)])
-def test_an_impossible_amendment_is_refused(amendment):
-    with pytest.raises(ConfigError, match="jump at least 1"):
-        order_of({"a": [1000]}, amendments=[amendment])
+@pytest.mark.parametrize(("at_step", "jump"), [(-1, 1), (0, 0), (3, -2), (3, 1.5)])
+def test_an_impossible_amendment_is_refused(at_step, jump):
+    with pytest.raises(ConfigError, match="must be a whole number of at least"):
+        Amendment(at_step, jump)
 
 
 # Segments
