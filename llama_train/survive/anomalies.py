@@ -33,9 +33,8 @@ def describe_non_finite(
     """
     lines = [f"step {step}: loss={loss}, grad_norm={grad_norm}; the weights were left as they were before this step"]
     if documents:
-        lines.append(
-            f"its batch holds {len(documents)} documents" + (":" if len(documents) <= _SHOWN else ", such as:")
-        )
+        shown = ":" if len(documents) <= _SHOWN else f"; the first {_SHOWN}:"
+        lines.append(f"documents in its batch: {len(documents)}{shown}")
         lines += [f"  {place.source}: {place.file}, row {place.row}" for place in documents[:_SHOWN]]
     if last_checkpoint is None:
         lines.append(
