@@ -194,7 +194,7 @@ def explain_peer_failure(exception: BaseException, watchdog: Watchdog) -> RunErr
     It takes up to SILENT_SECONDS: a dead rank is known by its silence.
     """
     why = watchdog.failure()
-    first = str(exception).strip().split("\n")[0]
+    first = str(exception).strip().split("\n")[0].split(". This is typically")[0]
     return RunError(f"{why}; rank {watchdog.rank} ({watchdog.host}) noticed by: {first}")
 
 
