@@ -55,6 +55,9 @@ _STYLE = {
 }
 
 
+_LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
+
+
 @dataclass(frozen=True)
 class Curve:
     """A curve as it is drawn: one point per stretch of steps; `low` and `high` are None where nothing was merged."""
@@ -87,7 +90,6 @@ class Chart:
             FigureCanvasSVG(self._figure)
             self._axes = self._figure.add_subplot()
             self._axes.grid(axis="x", visible=False)
-            self._axes.set_xlabel("step", loc="right")
             self._axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 2.5, 5, 10]))
             self._axes.margins(x=0.01)
             if self.logarithmic:
@@ -117,7 +119,7 @@ class Chart:
 
     def from_zero(self) -> None:
         """Let the y axis begin at zero."""
-        self._axes.set_ylim(bottom=0)
+        self._axes.set_ylim(bottom=0, top=self._axes.get_ylim()[1] * 1.05)
 
     def svg(self) -> str:
         """Return the finished chart."""
@@ -128,9 +130,11 @@ class Chart:
             self._axes.yaxis.set_major_formatter(formatter)
             self._axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
             if not self.logarithmic:
-                self._axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+                self._axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
             if self._axes.get_legend_handles_labels()[0]:
-                self._axes.legend(loc="upper right", ncols=4, handlelength=1.2, fontsize=9)
+                self._axes.legend(
+                    loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1.2, fontsize=9, borderpad=0.2
+                )
             text = io.StringIO()
             self._figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         return _for_the_page(text.getvalue(), self.label)
@@ -168,7 +172,7 @@ def short(value: float) -> str:
     if value == 0:
         return "0"
     size = abs(value)
-    if size < 0.001:
+    if size < 0.01:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -185,5 +189,5 @@ def _for_the_page(svg: str, label: str) -> str:
     for name, stand_in in _COLOURS.items():
         svg = svg.replace(stand_in, f"var(--{name})")
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number.group()):.2f}", svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: _LONG_NUMBER.sub(lambda n: f"{float(n.group()):.2f}", tag.group()), svg)
     return re.sub(r"\s*\n\s*", "\n", svg)

@@ -117,10 +117,12 @@ def next_attempt(path: Path) -> int:
     if not path.exists():
         return 1
     with open(path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        tail = file.read()
+        end = _complete_bytes(file)
+        start = max(0, end - _TAIL_BYTES)
+        file.seek(start)
+        tail = file.read(end - start)
     highest = 0
-    for line in tail[: tail.rfind(b"\n") + 1].splitlines():
+    for line in tail.splitlines():
         try:
             highest = max(highest, int(json.loads(line)["attempt"]))
         except (ValueError, KeyError, TypeError):

@@ -86,7 +86,7 @@ def _figures(steps: list[StepRecord], validations: list[Validation], total: int)
         figures.append(Figure("Validation loss", _number(newest.validation_loss, 3), f"after step {newest.step:,}"))
     seconds = sum(step.seconds for step in steps)
     figures += [
-        Figure("Steps", f"{last.step:,}", f"of {total:,}" if last.step < total else "all done"),
+        Figure("Steps", f"{last.step:,}", f"of {total:,}" + (f", attempt {last.attempt}" if last.attempt > 1 else "")),
         Figure("Tokens", short(last.tokens), f"{last.batch_tokens:,} in the last step"),
         Figure(
             "Tokens/s per device",
@@ -101,9 +101,6 @@ def _figures(steps: list[StepRecord], validations: list[Validation], total: int)
         Figure("Time in steps", duration(seconds), f"{seconds / len(steps):,.2f} s a step"),
         Figure("Memory", _bytes(max(step.memory_bytes for step in steps)), "peak of rank 0"),
     ]
-    attempts = {step.attempt for step in steps}
-    if len(attempts) > 1:
-        figures.append(Figure("Attempts", str(last.attempt), "dashed lines mark where one went on"))
     return figures
 
 
@@ -137,7 +134,9 @@ def _loss(x: np.ndarray, steps: list[StepRecord], validations: list[Validation],
     loss = _column(steps, "loss")
     chart = Chart("Loss over steps", width=11, height=3.9, resumed_at=resumed_at)
     span = len(loss) // 100
-    note = "mean over the batch's tokens, in nats"
+    note = "nats per token, over optimizer steps like every curve here"
+    if resumed_at:
+        note += "; dashed lines: resumed"
     if span:
         chart.curve(x, loss, "series-1", faint=True)
         chart.curve(x, smooth(loss, span), "series-1", name=f"train, mean of {2 * span + 1} steps")

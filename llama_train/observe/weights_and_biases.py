@@ -40,7 +40,7 @@ class WeightsAndBiasesView:
             project=project,
             entity=entity,
             name=name,
-            id=run_id or wandb.util.generate_id(),
+            id=run_id,
             resume="allow",
             config=config,
             dir=str(run_directory),

@@ -1,0 +1,57 @@
+"""Asked to stop: finish the step, write a checkpoint, leave."""
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SAME_PRESS_SECONDS = 1.0
+"""Ctrl-C reaches a process under torchrun twice, from the terminal and from torchrun; it is still one request."""
+
+
+class StopRequest:
+    """While open, SIGTERM, SIGINT and SIGUSR1 only set `requested`; a second Ctrl-C interrupts at once.
+
+    Only the main thread of a process may open it. The handlers that were there before come back at the end.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._interrupted_at: float | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted_at is not None and now - self._interrupted_at > _SAME_PRESS_SECONDS:
+                raise KeyboardInterrupt
+            self._interrupted_at = self._interrupted_at or now
+        self.requested = self.requested or signal.Signals(number).name
+
+    def agreed(self, group: Any = None) -> str | None:
+        """Return the name of a signal that any rank has got, the same on every rank, or None.
+
+        Every rank calls it at the same step, so that all of them stop after the same one.
+
+        Args:
+            group: a gloo process group of all ranks; None in a run of one process.
+        """
+        if group is None:
+            return self.requested
+        import torch
+        import torch.distributed
+
+        mine = int(signal.Signals[self.requested]) if self.requested else 0
+        number = torch.tensor([mine], dtype=torch.int64)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=group)
+        return signal.Signals(int(number)).name if number else None

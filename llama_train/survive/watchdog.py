@@ -1,0 +1,220 @@
+"""A job of many processes lives and dies together, and says whose fault it was."""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llama_foundation.errors import RunError
+from llama_train.survive.beats import INTERVAL_SECONDS, SILENT_SECONDS, Beat, Board, culprit, place_of
+
+LEAVE_SECONDS = 5.0
+"""How long a process may take to end by itself after another one said that the job is over."""
+
+_STORE_SECONDS = SILENT_SECONDS + 5.0
+"""No question to the store may take longer: the machine that keeps it may be gone."""
+
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "imeout caused pair closure",
+    "Socket closed",
+    "Connection refused",
+    "remote process exited",
+)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class _Position:
+    """The last beat, in one object so that another thread never sees half of it."""
+
+    step: int
+    phase: str
+    part: int
+    monotonic_time: float
+    wall_time: float
+
+
+class Watchdog:
+    """Ends this process when it stands still, or when another process of the job says that the job is over.
+
+    The loop calls `beat` when it enters a phase. If no beat comes for `deadline_seconds`, all thread stacks go to
+    standard error and `run_directory/logs/stacks-rank-N.txt`, one line names the rank that the others wait for, and the
+    process ends with `RunError.exit_code`. Until the first step is over the deadline is `grace_seconds`.
+
+    An exception that leaves the `with` block is published, so that the others can say who failed. If it is a broken
+    connection to another rank, it becomes the `RunError` of `explain_peer_failure`.
+
+    Args:
+        rank, world: this process, and how many there are.
+        store: a `torch.distributed.Store` that all ranks share; None in a run of one process.
+        deadline_seconds: `engine.timeout_seconds`.
+        host: this machine's name.
+        run_directory: of this run.
+        grace_seconds: start and compilation take longer than a step; never less than `deadline_seconds`.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        store: Any,
+        deadline_seconds: float,
+        host: str,
+        run_directory: Path,
+        grace_seconds: float = 0.0,
+    ) -> None:
+        assert store is not None or world == 1
+        self.rank, self.host = rank, host
+        self._world = world
+        self._deadline = deadline_seconds
+        self._grace = max(grace_seconds, deadline_seconds)
+        self._stacks = run_directory / "logs" / f"stacks-rank-{rank}.txt"
+        self._board = Board(store, world) if world > 1 else None
+        self._main = threading.main_thread().ident
+        self._done = threading.Event()
+        self._own_failure = False
+        self._first_step: int | None = None
+        self._at = _Position(0, "start", 0, time.monotonic(), time.time())
+        self._count = 0
+
+    def beat(self, step: int, phase: str) -> None:
+        """Say that this rank begins `phase` of `step`. Every rank goes through the same phases."""
+        if self._first_step is None:
+            self._first_step = step
+        part = self._at.part + 1 if step == self._at.step else 0
+        self._at = _Position(step, phase, part, time.monotonic(), time.time())
+
+    def report_failure(self, exception: BaseException) -> None:
+        """Tell the other ranks why this one ends."""
+        self._own_failure = True
+        if self._board is None:
+            return
+        board = self._board
+        message = str(exception).split("\n")[0]
+        text = f"rank {self.rank} ({self.host}) failed in step {self._at.step}, phase {self._at.phase}: "
+        _within(_STORE_SECONDS, lambda: board.accuse(f"{text}{type(exception).__name__}: {message}"))
+        if self.rank == 0:
+            time.sleep(2 * INTERVAL_SECONDS)  # it may keep the store: let the others read first
+
+    def __enter__(self) -> "Watchdog":
+        self._at = _Position(0, "start", 0, time.monotonic(), time.time())
+        threading.Thread(target=self._guard, name="watchdog", daemon=True).start()
+        if self._board is not None:
+            threading.Thread(target=self._publish, name="watchdog-store", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exception: BaseException | None, trace: object) -> None:
+        try:
+            if exception is None:
+                return
+            if self._board is not None and is_peer_failure(exception):
+                raise explain_peer_failure(exception, self) from exception
+            self.report_failure(exception)
+        finally:
+            self._done.set()
+
+    def failure(self) -> str:
+        """Find out why other ranks do not answer: what one of them published, or who is silent or behind."""
+        assert self._board is not None
+        board, rank, world = self._board, self.rank, self._world
+
+        def ask() -> str:
+            published = board.failure()
+            if published is not None:
+                return published
+            return board.accuse(culprit(*board.watch(rank), world))
+
+        return _within(_STORE_SECONDS, ask) or f"the job's store does not answer: {_keeper()} ended"
+
+    def _now(self) -> Beat:
+        place, waiting = place_of(sys._current_frames().get(self._main))
+        self._count += 1
+        at = self._at
+        return Beat(self.rank, self.host, at.step, at.phase, at.part, at.wall_time, place, waiting, self._count)
+
+    def _publish(self) -> None:
+        assert self._board is not None
+        while not self._done.is_set():
+            with contextlib.suppress(RuntimeError):  # a lost store is told by the deadline, with what else is known
+                self._board.write(self._now())
+                failure = None if self._own_failure else self._board.failure()
+                if failure is not None and not self._done.wait(LEAVE_SECONDS):
+                    self._end(f"{failure}; this is rank {self.rank} ({self.host}), which ends too")
+            self._done.wait(INTERVAL_SECONDS)
+
+    def _guard(self) -> None:
+        while not self._done.wait(INTERVAL_SECONDS / 2):
+            at = self._at
+            limit = self._grace if at.step == (self._first_step or 0) else self._deadline
+            still = time.monotonic() - at.monotonic_time
+            if still > limit:
+                self._dump_stacks()
+                why = self.failure() if self._board is not None else _alone(self._now())
+                if self._done.is_set():
+                    return
+                if self.rank == 0:
+                    time.sleep(2 * INTERVAL_SECONDS)
+                self._end(f"no progress for {still:.0f} s (allowed: {limit:.0f} s): {why}; stacks: {self._stacks}")
+
+    def _dump_stacks(self) -> None:
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        with contextlib.suppress(OSError):
+            self._stacks.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._stacks, "w") as file:
+                faulthandler.dump_traceback(file=file, all_threads=True)
+
+    def _end(self, message: str) -> None:
+        os.write(2, f"error: {message}\n".encode())
+        os._exit(RunError.exit_code)
+
+
+def is_peer_failure(exception: BaseException) -> bool:
+    """Whether a collective failed because a connection to another rank or to the store broke or timed out."""
+    import torch.distributed
+
+    if isinstance(exception, torch.distributed.DistError):
+        return True
+    return isinstance(exception, RuntimeError) and any(text in str(exception) for text in _LOST_PEER)
+
+
+def explain_peer_failure(exception: BaseException, watchdog: Watchdog) -> RunError:
+    """Return an error that names the rank behind a broken connection.
+
+    It takes up to SILENT_SECONDS: a dead rank is known by its silence.
+    """
+    why = watchdog.failure()
+    first = str(exception).strip().split("\n")[0].split(". This is typically")[0]
+    return RunError(f"{why}; rank {watchdog.rank} ({watchdog.host}) noticed by: {first}")
+
+
+def _alone(beat: Beat) -> str:
+    return f"step {beat.step}, phase {beat.phase}, at {beat.place}"
+
+
+def _keeper() -> str:
+    return "the launcher" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0, which keeps it,"
+
+
+def _within(seconds: float, ask: Callable[[], Answer]) -> Answer | None:
+    """Return what `ask` returns, or None if it fails or takes longer than `seconds`."""
+    answers: list[Answer] = []
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError):
+            answers.append(ask())
+
+    thread = threading.Thread(target=run, name="watchdog-question", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None

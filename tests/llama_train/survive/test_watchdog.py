@@ -1,0 +1,233 @@
+"""Real processes that hang, stop, die or fail; what the others say, and how soon."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llama_foundation.errors import RunError
+from llama_train.survive.beats import Beat, culprit
+from llama_train.survive.watchdog import LEAVE_SECONDS, Watchdog, is_peer_failure
+
+DEADLINE = 3.0
+WITHIN = DEADLINE + 3.0 + 2 * LEAVE_SECONDS
+"""Seconds in which every survivor must have ended, looking around and a busy machine included."""
+
+WORKER = textwrap.dedent("""
+    import datetime, os, sys, time
+    from pathlib import Path
+    import torch, torch.distributed as dist
+    from llama_foundation.errors import UserError
+    from llama_train.survive.watchdog import Watchdog
+
+    rank, world = int(sys.argv[1]), int(sys.argv[2])
+    store_file, directory, fault = sys.argv[3:]
+    timeout = datetime.timedelta(seconds=60)
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, world, is_master=True, timeout=timeout, wait_for_workers=False)
+        Path(store_file + ".new").write_text(str(store.port))
+        os.rename(store_file + ".new", store_file)
+    else:
+        while not os.path.exists(store_file):
+            time.sleep(0.05)
+        port = int(Path(store_file).read_text())
+        store = dist.TCPStore("127.0.0.1", port, world, timeout=timeout, wait_for_workers=False)
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group("gloo", store=group, rank=rank, world_size=world, timeout=timeout)
+
+    def sleep_for_ever():
+        while True:
+            time.sleep(0.1)
+
+    def loop(watchdog):
+        for step in range(1, 1000):
+            watchdog.beat(step, "data")
+            time.sleep(0.05)
+            if fault == "hang in data" and rank == 1 and step == 5:
+                sleep_for_ever()
+            if fault == "error" and rank == 1 and step == 5:
+                raise ValueError("shard-00003.bin is broken")
+            watchdog.beat(step, "compute")
+            if fault == "hang in compute" and rank == 1 and step == 5:
+                sleep_for_ever()
+            dist.all_reduce(torch.ones(1))
+            if step == 4:
+                Path(directory, f"ready-{rank}").touch()
+            if fault == "none" and step == 5:
+                break
+
+    try:
+        with Watchdog(rank, world, store, DEADLINE, f"host{rank}", Path(directory)) as watchdog:
+            loop(watchdog)
+            if fault == "none":
+                dist.barrier()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+    except Exception as error:
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    print("finished", flush=True)
+    os._exit(0)
+""").replace("DEADLINE", str(DEADLINE))
+
+
+@dataclass
+class Job:
+    processes: list[subprocess.Popen]
+    directory: Path
+
+    def wait_until_stepping(self) -> None:
+        end = time.monotonic() + 60
+        while not all((self.directory / f"ready-{rank}").exists() for rank in range(len(self.processes))):
+            assert time.monotonic() < end, "the job did not start"
+            time.sleep(0.05)
+
+    def end_of(self, ranks: list[int], seconds: float) -> list[tuple[int, str]]:
+        """Exit status and standard error of each of `ranks`, all of which must end within `seconds`."""
+        end = time.monotonic() + seconds
+        for rank in ranks:
+            self.processes[rank].wait(timeout=max(0.1, end - time.monotonic()))
+        return [(self.processes[rank].returncode, (self.directory / f"stderr-{rank}").read_text()) for rank in ranks]
+
+
+@pytest.fixture
+def start(tmp_path):
+    jobs = []
+
+    def start(world: int, fault: str) -> Job:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+        processes = []
+        for rank in range(world):
+            arguments = [str(rank), str(world), str(tmp_path / "port"), str(tmp_path), fault]
+            with open(tmp_path / f"stderr-{rank}", "wb") as stderr:
+                command = [sys.executable, "-c", WORKER, *arguments]
+                processes.append(subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL, env=environment))
+        jobs.append(Job(processes, tmp_path))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        for process in job.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.timeout(120)
+def test_a_rank_that_is_stopped_ends_the_others_which_name_it(start):
+    job = start(3, "later")
+    job.wait_until_stepping()
+    os.kill(job.processes[1].pid, signal.SIGSTOP)
+    for status, stderr in job.end_of([0, 2], WITHIN):
+        assert status == RunError.exit_code
+        assert "rank 1 (host1) is dead or stopped: last seen in step" in stderr
+        assert "rank 0 (host0) is dead" not in stderr
+        assert "rank 2 (host2) is dead" not in stderr
+    stacks = (job.directory / "logs" / "stacks-rank-0.txt").read_text()
+    assert "all_reduce" in stacks
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("hang in data", "rank 1 (host1) is behind: step 5, phase data, for"),
+        ("hang in compute", "rank 1 (host1) keeps the others waiting: step 5, phase compute, for"),
+    ],
+)
+def test_a_rank_that_hangs_ends_all_and_is_named(start, fault, says):
+    job = start(2, fault)
+    job.wait_until_stepping()
+    for status, stderr in job.end_of([0, 1], WITHIN):
+        assert status == RunError.exit_code
+        assert says in stderr
+        assert "in sleep_for_ever" in stderr
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_killed_rank_ends_the_others_which_name_it(start, victim):
+    job = start(3, "later")
+    job.wait_until_stepping()
+    job.processes[victim].kill()
+    survivors = [rank for rank in range(3) if rank != victim]
+    for status, stderr in job.end_of(survivors, WITHIN):
+        assert status == RunError.exit_code
+        # rank 0 keeps the store of this job: without it nobody can tell more than that it is gone
+        assert ("rank 1 (host1) is dead or stopped" if victim else "rank 0, which keeps it, ended") in stderr
+
+
+@pytest.mark.timeout(120)
+def test_a_rank_that_fails_says_why_to_the_others(start):
+    job = start(2, "error")
+    status, stderr = job.end_of([1], 60)[0]
+    assert status == 1
+    assert "failed: shard-00003.bin is broken" in stderr
+    status, stderr = job.end_of([0], WITHIN)[0]
+    assert status == RunError.exit_code
+    assert "rank 1 (host1) failed in step 5, phase data: ValueError: shard-00003.bin is broken" in stderr
+
+
+@pytest.mark.timeout(120)
+def test_a_healthy_job_is_left_alone(start):
+    job = start(2, "none")
+    for status, stderr in job.end_of([0, 1], 60):
+        assert (status, stderr) == (0, "")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("grace", "status"), [(0.0, RunError.exit_code), (30.0, 0)])
+def test_one_process_that_stands_still_ends_unless_its_first_step_has_grace(tmp_path, grace, status):
+    script = textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from llama_train.survive.watchdog import Watchdog
+        with Watchdog(0, 1, None, 1.0, "here", Path({str(tmp_path)!r}), grace_seconds={grace}) as watchdog:
+            watchdog.beat(1, "compute")
+            time.sleep(3)
+    """)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=40)
+    assert ended.returncode == status
+    if status:
+        assert "step 1, phase compute, at <string>:7 in <module>" in ended.stderr
+        assert "line 7 in <module>" in (tmp_path / "logs" / "stacks-rank-0.txt").read_text()
+
+
+def _beat(rank: int, step: int, part: int, waiting: bool = True) -> Beat:
+    return Beat(rank, f"node{rank}", step, "compute", part, time.time() - 63, "model.py:7 in forward", waiting, 1)
+
+
+def test_the_one_furthest_behind_is_named_with_its_step_phase_and_age():
+    beats = {0: _beat(0, 8, 0), 1: _beat(1, 7, 2), 2: _beat(2, 7, 1)}
+    assert culprit(beats, [], 3) == (
+        "rank 2 (node2) is behind: step 7, phase compute, for 63 s, at model.py:7 in forward"
+    )
+
+
+def test_nobody_is_blamed_where_nobody_differs():
+    text = culprit({rank: _beat(rank, 7, 1) for rank in range(3)}, [], 3)
+    assert text.startswith("no rank of 3 is behind the others: step 7, phase compute, for 63 s")
+
+
+def test_silent_ranks_are_named_also_those_that_never_spoke():
+    text = culprit({0: _beat(0, 7, 1), 2: _beat(2, 6, 1)}, [1, 2], 3)
+    assert "rank 1 never gave a sign of life" in text
+    assert "rank 2 (node2) is dead or stopped: last seen in step 6" in text
+
+
+def test_other_errors_are_not_taken_for_a_lost_peer():
+    assert is_peer_failure(RuntimeError("[gloo/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:35413"))
+    assert not is_peer_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_peer_failure(OSError("Connection reset by peer"))
+
+
+def test_a_user_error_leaves_the_watchdog_as_it_is(tmp_path):
+    with pytest.raises(RunError, match="disk full"):
+        with Watchdog(0, 1, None, 60.0, "here", tmp_path):
+            raise RunError("disk full")
