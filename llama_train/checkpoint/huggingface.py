@@ -3,6 +3,7 @@
 The names are the same, so nothing is computed: rectangles are copied, and rounded if another dtype is asked for.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -51,19 +52,13 @@ def export_huggingface(
     config = _checked_config(source)
     names = list(parameter_shapes(config))
     tensors = [_output(source, name, dtype) for name in names]
-    partial = _start(output)
-    try:
+    with _appearing(output) as partial:
         write_shards(partial, plan_shards(tensors, max_shard_bytes), wrote)
         bos, eos = _write_tokenizer(source, config, partial)
         stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
         written = stored.pop() if len(stored) == 1 else "float32"
         write_json(partial / CONFIG, to_huggingface(config, written, bos, eos))
         write_json(partial / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": True})
-        _publish(partial, output)
-    except OSError as error:
-        raise CheckpointError(f"{output}: {error.strerror}; nothing is written") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output
 
 
@@ -85,15 +80,12 @@ def import_native(
                 yield Chunk(WEIGHTS + name, entry.shape, offsets, part)
                 wrote(part.nbytes)
 
-    partial = _start(output)
-    try:
+    with _appearing(output) as partial:
         tokenizer = {f"tokenizer/{name}": path for name, path in source.tokenizer_files().items()}
         CheckpointStore(partial).save(0, chunks(), {"step": 0, "model": dataclasses.asdict(config)}, tokenizer)
-        _publish(partial / step_name(0), output)
-    except OSError as error:
-        raise CheckpointError(f"{output}: {error.strerror}; nothing is written") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for path in (partial / step_name(0)).iterdir():
+            os.rename(path, partial / path.name)
+        (partial / step_name(0)).rmdir()
     return output
 
 
@@ -127,11 +119,9 @@ def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -
     files = source.tokenizer_files()
     for name, path in files.items():
         shutil.copyfile(path, partial / name)
+    special = special_tokens(files)
     model_file = files.get("tokenizer.model")
-    if model_file is None:
-        return None, None
-    special = special_tokens(model_file)
-    if "tokenizer.json" not in files:
+    if model_file is not None and "tokenizer.json" not in files:
         try:
             build_tokenizer(model_file).save(str(partial / "tokenizer.json"))
             write_json(partial / "tokenizer_config.json", tokenizer_settings(model_file, config.context))
@@ -140,21 +130,24 @@ def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -
     return special.bos, special.eos
 
 
-def _start(output: Path) -> Path:
-    """Refuse an output that holds anything, and make the hidden directory beside it that becomes it."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"output={output} already exists and is not empty; give another directory or remove it")
+@contextlib.contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """Yield a hidden directory beside `output`, which becomes `output` when the block ends without an error."""
     output = Path(os.path.abspath(output))
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _publish(partial: Path, output: Path) -> None:
-    for path in partial.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        else:
-            fsync_directory(path)
-    publish_directory(partial, Path(os.path.abspath(output)))
+    try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise CheckpointError(f"output={output} already exists and is not empty; give another or remove it")
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_dir():
+                fsync_directory(path)
+            else:
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        publish_directory(partial, output)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or output}: {error.strerror}; {output} is not written") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -102,7 +102,8 @@ def from_huggingface(value: dict[str, Any], where: Path) -> ModelConfig:
     head_dim = value.get("head_dim")
     if head_dim not in (None, config.head_dim):
         raise CheckpointError(
-            f"{where}: head_dim={head_dim!r} is not supported; only hidden_size/num_attention_heads={config.head_dim} is"
+            f"{where}: head_dim={head_dim!r} is not supported; only hidden_size/num_attention_heads is, "
+            f"{config.head_dim}"
         )
     return config
 

@@ -1,5 +1,6 @@
 """A sentencepiece model as the tokenizer.json that transformers loads, giving the same ids."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tokenizers.models import BPE
 from llama_foundation.errors import DataError
 
 _SPACE = "\u2581"
-_UNIGRAM_BPE = 2  # TrainerSpec.ModelType.BPE
+_BPE = 2  # TrainerSpec.ModelType.BPE
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # SentencePiece.Type
 _PROBES = (
     "Hello world",
@@ -33,11 +34,26 @@ class SpecialTokens:
     eos: int | None
 
 
-def special_tokens(model_file: Path) -> SpecialTokens:
-    """Return the ids of bos and eos in a sentencepiece model."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=_bytes(model_file))
-    bos, eos = processor.bos_id(), processor.eos_id()
-    return SpecialTokens(None if bos < 0 else bos, None if eos < 0 else eos)
+def special_tokens(files: dict[str, Path]) -> SpecialTokens:
+    """Return the ids of bos and eos, from `tokenizer.model` or else from `tokenizer.json` and its configuration.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    if "tokenizer.model" in files:
+        processor = _processor(files["tokenizer.model"])
+        bos, eos = processor.bos_id(), processor.eos_id()
+        return SpecialTokens(None if bos < 0 else bos, None if eos < 0 else eos)
+    if not {"tokenizer.json", "tokenizer_config.json"} <= files.keys():
+        return SpecialTokens(None, None)
+    try:
+        tokenizer = Tokenizer.from_str(files["tokenizer.json"].read_text(encoding="utf-8"))
+        settings = json.loads(files["tokenizer_config.json"].read_bytes())
+        named = [settings.get(field) for field in ("bos_token", "eos_token")]
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        raise DataError(f"{files['tokenizer.json']}: the tokenizer cannot be read: {error}") from error
+    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
+    return SpecialTokens(*(tokenizer.token_to_id(text) if isinstance(text, str) else None for text in texts))
 
 
 def build_tokenizer(model_file: Path) -> Tokenizer:
@@ -47,7 +63,7 @@ def build_tokenizer(model_file: Path) -> Tokenizer:
         DataError: it is no BPE model, or its ids on a few texts are not those of the model.
     """
     model = _parse(model_file)
-    if model.trainer_spec.model_type != _UNIGRAM_BPE:
+    if model.trainer_spec.model_type != _BPE:
         raise DataError(f"{model_file}: not a BPE model; only those have an equal tokenizer.json")
     pieces = [piece.piece for piece in model.pieces]
     tokenizer = Tokenizer(
@@ -71,8 +87,8 @@ def build_tokenizer(model_file: Path) -> Tokenizer:
             if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
         ]
     )
-    bos = special_tokens(model_file).bos
-    if bos is not None:
+    bos = _processor(model_file).bos_id()
+    if bos >= 0:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{pieces[bos]} $A",
             pair=f"{pieces[bos]} $A {pieces[bos]}:1 $B:1",
@@ -84,7 +100,7 @@ def build_tokenizer(model_file: Path) -> Tokenizer:
 
 def tokenizer_settings(model_file: Path, context: int) -> dict[str, Any]:
     """Return the contents of tokenizer_config.json for what `build_tokenizer` made; `context` is in tokens."""
-    model, special = _parse(model_file), special_tokens(model_file)
+    model, special = _parse(model_file), special_tokens({"tokenizer.model": model_file})
 
     def text(token: int | None) -> str | None:
         return None if token is None else model.pieces[token].piece
@@ -124,7 +140,7 @@ def _normalizer(spec: Any) -> Any:
 
 
 def _check_same_ids(tokenizer: Tokenizer, model_file: Path) -> None:
-    processor = sentencepiece.SentencePieceProcessor(model_proto=_bytes(model_file))
+    processor = _processor(model_file)
     for text in _PROBES:
         ours, theirs = tokenizer.encode(text, add_special_tokens=False).ids, processor.encode(text)
         if ours != theirs:
@@ -138,6 +154,13 @@ def _parse(model_file: Path) -> Any:
     except DecodeError as error:
         raise DataError(f"{model_file}: not a sentencepiece model: {error}") from error
     return model
+
+
+def _processor(model_file: Path) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=_bytes(model_file))
+    except RuntimeError as error:
+        raise DataError(f"{model_file}: not a sentencepiece model: {error}") from error
 
 
 def _bytes(model_file: Path) -> bytes:
