@@ -57,7 +57,9 @@ def exported(request, tmp_path_factory):
     return request.param, processor, AutoTokenizer.from_pretrained(directory)
 
 
-WORDS = st.sampled_from([*TEXT.split(" "), " ", "  ", "\n", "\t", "1984", "über", "猫", "🦙", "\u00a0", "e\u0301", "<fox>"])
+WORDS = st.sampled_from(
+    [*TEXT.split(" "), " ", "  ", "\n", "\t", "1984", "über", "猫", "🦙", "\u00a0", "e\u0301", "<fox>"]
+)
 
 
 @settings(max_examples=150, deadline=None)
