@@ -200,7 +200,7 @@ def test_asynchronous_errors_surface_at_the_next_save_or_wait(tmp_path, monkeypa
     real = store_module._write
     monkeypatch.setattr(store_module, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     store.save(1, whole_chunks(), {})
-    with pytest.raises(CheckpointError, match="step 1 is not saved.*No space left"):
+    with pytest.raises(CheckpointError, match=r"step 1 is not saved.*No space left"):
         store.save(2, whole_chunks(), {})
     store.save(3, whole_chunks(), {})
     with pytest.raises(CheckpointError, match="step 3 is not saved"):
@@ -259,7 +259,7 @@ def test_kill_9_at_any_moment_leaves_a_good_latest_checkpoint(tmp_path):
             said = int(process.stdout.readline())
         time.sleep(0.004 * kill)
         process.kill()
-        said = int(([said] + process.stdout.read().split())[-1])
+        said = int([said, *process.stdout.read().split()][-1])
         process.wait()
         checkpoint = open_checkpoint(directory)
         assert checkpoint.step in (said, said + 1)  # killed after the rename, before it could say so

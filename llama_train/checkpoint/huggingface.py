@@ -1,0 +1,153 @@
+"""Converting between checkpoints and Hugging Face directories, a piece of a tensor at a time.
+
+The names are the same, so nothing is computed: rectangles are copied, and rounded if another dtype is asked for.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from llama_foundation.errors import CheckpointError, DataError
+from llama_foundation.files import fsync_directory, publish_directory
+from llama_train.checkpoint.huggingface_config import to_huggingface
+from llama_train.checkpoint.huggingface_files import CONFIG, OutputTensor, plan_shards, write_json, write_shards
+from llama_train.checkpoint.huggingface_tokenizer import build_tokenizer, special_tokens, tokenizer_settings
+from llama_train.checkpoint.index import step_name
+from llama_train.checkpoint.restore import WEIGHTS, WeightSource, check_same_tensors, pieces
+from llama_train.checkpoint.store import CheckpointStore
+from llama_train.config import ModelConfig
+from llama_train.engine.engine import Chunk
+from llama_train.model.names import parameter_shapes
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+Progress = Callable[[int], None]
+"""Called with a number of bytes, of the tensors as written, each time that many are written."""
+
+_log = logging.getLogger(__name__)
+
+
+def export_huggingface(
+    source: WeightSource,
+    output: Path,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    wrote: Progress = lambda _: None,
+) -> Path:
+    """Write the weights of `source` as a Hugging Face directory, which appears whole.
+
+    Args:
+        dtype: of the weights; None: as they are.
+        max_shard_bytes: of one safetensors file; a single larger tensor has a larger file.
+
+    Raises:
+        CheckpointError: `source` does not fit its own model, or cannot be read; `output` is not empty.
+    """
+    config = _checked_config(source)
+    names = list(parameter_shapes(config))
+    tensors = [_output(source, name, dtype) for name in names]
+    with _appearing(output) as partial:
+        write_shards(partial, plan_shards(tensors, max_shard_bytes), wrote)
+        bos, eos = _write_tokenizer(source, config, partial)
+        stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
+        written = stored.pop() if len(stored) == 1 else "float32"
+        write_json(partial / CONFIG, to_huggingface(config, written, bos, eos))
+        write_json(partial / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": True})
+    return output
+
+
+def import_native(
+    source: WeightSource, output: Path, dtype: torch.dtype | None = None, wrote: Progress = lambda _: None
+) -> Path:
+    """Write the weights of `source` as a checkpoint of step 0 without optimizer state; `output` is its directory.
+
+    Raises:
+        CheckpointError: as for `export_huggingface`.
+    """
+    config = _checked_config(source)
+
+    def chunks() -> Iterator[Chunk]:
+        for name in parameter_shapes(config):
+            entry = source.tensors[WEIGHTS + name]
+            for offsets, lengths in pieces(entry):
+                part = source.read(WEIGHTS + name, offsets, lengths).to(dtype or entry.dtype)
+                yield Chunk(WEIGHTS + name, entry.shape, offsets, part)
+                wrote(part.nbytes)
+
+    with _appearing(output) as partial:
+        tokenizer = {f"tokenizer/{name}": path for name, path in source.tokenizer_files().items()}
+        CheckpointStore(partial).save(0, chunks(), {"step": 0, "model": dataclasses.asdict(config)}, tokenizer)
+        for path in (partial / step_name(0)).iterdir():
+            os.rename(path, partial / path.name)
+        (partial / step_name(0)).rmdir()
+    return output
+
+
+def weight_bytes(source: WeightSource, dtype: torch.dtype | None) -> int:
+    """Return how many bytes of weights a conversion of `source` to `dtype` writes."""
+    return sum(
+        torch.Size(entry.shape).numel() * (dtype or entry.dtype).itemsize
+        for name, entry in source.tensors.items()
+        if name.startswith(WEIGHTS)
+    )
+
+
+def _checked_config(source: WeightSource) -> ModelConfig:
+    config = source.model_config()
+    check_same_tensors(source, {WEIGHTS + name: shape for name, shape in parameter_shapes(config).items()})
+    return config
+
+
+def _output(source: WeightSource, name: str, dtype: torch.dtype | None) -> OutputTensor:
+    entry = source.tensors[WEIGHTS + name]
+
+    def parts() -> Iterator[torch.Tensor]:
+        for offsets, lengths in pieces(entry):
+            yield source.read(WEIGHTS + name, offsets, lengths)
+
+    return OutputTensor(name, dtype or entry.dtype, entry.shape, parts)
+
+
+def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -> tuple[int | None, int | None]:
+    """Copy the tokenizer's files, make those that transformers needs, and return (bos, eos)."""
+    files = source.tokenizer_files()
+    for name, path in files.items():
+        shutil.copyfile(path, partial / name)
+    special = special_tokens(files)
+    model_file = files.get("tokenizer.model")
+    if model_file is not None and "tokenizer.json" not in files:
+        try:
+            build_tokenizer(model_file).save(str(partial / "tokenizer.json"))
+            write_json(partial / "tokenizer_config.json", tokenizer_settings(model_file, config.context))
+        except DataError as error:
+            _log.warning("no tokenizer.json: %s", error)
+    return special.bos, special.eos
+
+
+@contextlib.contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """Yield a hidden directory beside `output`, which becomes `output` when the block ends without an error."""
+    output = Path(os.path.abspath(output))
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise CheckpointError(f"output={output} already exists and is not empty; give another or remove it")
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_dir():
+                fsync_directory(path)
+            else:
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        publish_directory(partial, output)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or output}: {error.strerror}; {output} is not written") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
