@@ -70,7 +70,7 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, kept: dict
 
 
 def test_nucleus_of_equal_tokens_takes_the_lower_ids() -> None:
-    assert nucleus(torch.full((4,), 0.25), 0.5).tolist() == [0.5, 0.5, 0, 0]
+    assert nucleus(torch.full((4096,), 2**-12), 0.5).tolist() == [2**-11] * 2048 + [0] * 2048
 
 
 @pytest.mark.parametrize(
