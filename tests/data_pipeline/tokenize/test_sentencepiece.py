@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +18,19 @@ from data_pipeline.tokenize import load_tokenizer, train_sentencepiece
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from llama_foundation.errors import DataError
 
-REAL_TEXT = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parents[3].glob("docs/*.md"))]
+CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
+
+
+def read_some(every: int) -> list[str]:
+    """Every so manyth document of the example corpus, in all its languages."""
+    texts = []
+    for path in sorted(CORPUS.glob("*.jsonl.zst")):
+        rows = zstandard.decompress(path.read_bytes()).split(b"\n")[:-1]
+        texts += [json.loads(row)["text"] for row in rows[::every]]
+    return texts
+
+
+REAL_TEXT = read_some(every=60)
 ENCODABLE = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
 TRICKY = st.text(
     alphabet=st.sampled_from(" \u2581\n\r\t\0aé\u2585\ufeff\u200b\U0001f600\U0010fffd<s/>0x1A"), max_size=40
@@ -25,8 +39,8 @@ TRICKY = st.text(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = [*REAL_TEXT, "Ein schöner Tag, été à la plage. 东京 2024\n    if x == 1:\n\treturn  y\n" * 20]
-    return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model", 1000)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    return train_sentencepiece(REAL_TEXT, path, 1500, character_coverage=0.998)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +72,7 @@ def test_a_file_and_its_directory_load_the_same(model: Path) -> None:
     by_file, by_directory = load_tokenizer(model), load_tokenizer(str(model.parent))
     assert by_file.path == by_directory.path == model
     assert by_file.fingerprint == by_directory.fingerprint == hashlib.sha256(model.read_bytes()).hexdigest()
-    assert (by_file.vocabulary_size, by_file.bos_id, by_file.eos_id) == (1000, 1, 2)
+    assert (by_file.vocabulary_size, by_file.bos_id, by_file.eos_id) == (1500, 1, 2)
 
 
 def test_ids_are_those_of_the_plain_library_on_real_text(tokenizer: Tokenizer, plain) -> None:
@@ -147,9 +161,9 @@ def test_a_lone_surrogate_is_refused_by_place(tokenizer: Tokenizer, text: str) -
         tokenizer.encode_batch(["fine", text])
 
 
-@pytest.mark.parametrize("token_id", [1000, -1, 2**40])
+@pytest.mark.parametrize("token_id", [1500, -1, 2**40])
 def test_an_id_outside_the_vocabulary_is_refused(tokenizer: Tokenizer, token_id: int) -> None:
-    with pytest.raises(DataError, match=rf"token id {token_id} .* 1000 tokens"):
+    with pytest.raises(DataError, match=rf"token id {token_id} .* 1500 tokens"):
         tokenizer.decode([5, token_id])
 
 
@@ -181,7 +195,7 @@ def fields_end_at(message: bytes) -> list[int]:
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    whole = train_sentencepiece(REAL_TEXT[:1], tmp_path / "whole.model", 400).read_bytes()
+    whole = train_sentencepiece(REAL_TEXT[:3], tmp_path / "whole.model", 500).read_bytes()
     ends = fields_end_at(whole)
     assert len(ends) > 400
     cut = tmp_path / "cut.model"
@@ -225,7 +239,7 @@ def test_the_fingerprint_is_the_sha_256_of_the_file(model: Path, tmp_path: Path)
     copy = tmp_path / "copy.model"
     shutil.copy(model, copy)
     assert load_tokenizer(copy).fingerprint == load_tokenizer(model).fingerprint
-    other = train_sentencepiece(REAL_TEXT, tmp_path / "other.model", 999)
+    other = train_sentencepiece(REAL_TEXT, tmp_path / "other.model", 1501, character_coverage=0.998)
     assert load_tokenizer(other).fingerprint != load_tokenizer(model).fingerprint
     sha256 = subprocess.run(["sha256sum", str(copy)], capture_output=True, text=True, check=True).stdout.split()[0]
     assert load_tokenizer(copy).fingerprint == sha256
