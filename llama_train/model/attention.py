@@ -2,6 +2,7 @@
 
 Shape suffixes are those of `llama.py`.
 """
+# ruff: noqa: N803, N806 (shapes are written in capitals)
 
 import torch
 from torch.nn import functional as F
