@@ -13,7 +13,6 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 from llama_train.config import ModelConfig, RopeScaling
 from llama_train.data.batches import IGNORE
 from llama_train.model import llama
-from llama_train.model.attention import document_mask
 from llama_train.model.initialize import initialize
 from llama_train.model.llama import Llama, rotary_frequencies, rotation
 
@@ -197,11 +196,6 @@ def test_packed_documents_equal_transformers_on_each_document(name):
     packed = model(row, document_ids=ids, positions=positions)
     alone = torch.cat([theirs(document).logits for document in row.split(DOCUMENTS, dim=1)], dim=1)
     assert (packed - alone).abs().max() < 1e-5
-
-
-def test_document_mask_by_hand():
-    mask = document_mask(torch.tensor([[0, 0, 1, 1]]))
-    assert mask.int().tolist() == [[[[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]]]
 
 
 def test_gradients_of_a_packed_row_are_the_sum_of_its_documents():
