@@ -1,12 +1,10 @@
 """Every recipe composes, and what it composes to are the published numbers."""
 
 import re
-import shutil
 from itertools import pairwise
 
 import pytest
 
-from llama_foundation import compose as compose_module
 from llama_foundation.compose import CONFIGS, compose
 from llama_foundation.errors import ConfigError
 from llama_train.config import ScheduleName, TrainConfig
@@ -40,24 +38,6 @@ MIXTURES = {
     "llama3.1": {"general_knowledge": 50, "mathematics_and_reasoning": 25, "code": 17, "multilingual": 8},
     "codellama": {"code": 85, "natural_language_related_to_code": 8, "natural_language": 7},
 }
-ENTRY = """
-defaults:
-  - train_schema
-  - model: 3m
-  - optimizer: adamw
-  - schedule: cosine
-  - _self_
-  - experiment: null
-"""
-
-
-@pytest.fixture(autouse=True)
-def entry(tmp_path, monkeypatch):
-    """The groups that a recipe touches, under an entry of nothing else."""
-    for group in ("model", "optimizer", "schedule", "experiment"):
-        shutil.copytree(CONFIGS / group, tmp_path / group)
-    (tmp_path / "train.yaml").write_text(ENTRY)
-    monkeypatch.setattr(compose_module, "CONFIGS", tmp_path)
 
 
 def load(name: str, *overrides: str) -> TrainConfig:
