@@ -1,7 +1,8 @@
-"""Attention over one row of documents, on PyTorch's scaled_dot_product_attention.
+"""Attention over rows of documents, on PyTorch's scaled_dot_product_attention.
 
 Shape suffixes are those of `llama.py`.
 """
+# ruff: noqa: N803, N806 (shapes are written in capitals)
 
 import torch
 from torch.nn import functional as F
@@ -15,14 +16,16 @@ def attention(
     Args:
         mask_B1SS: bool, True where a query (row) may see a key (column). None: causal, the whole row one document.
     """
-    if mask_B1SS is None:
-        return F.scaled_dot_product_attention(q_BHSE, k_BKSE, v_BKSE, is_causal=True, enable_gqa=True)
-    # With a mask CUDA has no fused kernel that also shares key heads: repeating them avoids the one that writes out
-    # every attention weight.
-    share = q_BHSE.shape[1] // k_BKSE.shape[1]
-    k_BHSE = k_BKSE.repeat_interleave(share, dim=1)
-    v_BHSE = v_BKSE.repeat_interleave(share, dim=1)
-    return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=mask_B1SS)
+    causal = mask_B1SS is None
+    # Of the fused CUDA kernels only flash shares key heads, and it takes neither masks nor float32. Elsewhere shared
+    # heads would fall back to the kernel that writes out every weight, so they are repeated.
+    shared = causal and q_BHSE.dtype in (torch.bfloat16, torch.float16)
+    if not shared:
+        repeats = q_BHSE.shape[1] // k_BKSE.shape[1]
+        k_BKSE, v_BKSE = k_BKSE.repeat_interleave(repeats, dim=1), v_BKSE.repeat_interleave(repeats, dim=1)
+    return F.scaled_dot_product_attention(
+        q_BHSE, k_BKSE, v_BKSE, attn_mask=mask_B1SS, is_causal=causal, enable_gqa=shared
+    )
 
 
 def document_mask(document_ids_BS: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig, steps: int) 
 
     Warm-up is linear from 0 and reaches the peak on its last step, `warmup_steps - 1`; without warm-up step 0 is at
     the peak. Every schedule but `constant` reaches the floor, `peak * final_fraction`, exactly on its last step,
-    `total_steps - 1`, and stays there after it.
+    `total_steps - 1`, and stays there after it (a decay over 0 steps never begins).
 
     - cosine: half a wave from the peak to the floor (Loshchilov and Hutter 2017, equation 5, without restarts).
     - linear: a straight line from the peak to the floor.
@@ -43,6 +43,6 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig, steps: int) 
 
 def _progress(step: int, start: int, end: int) -> float:
     """Return how far `step` is from `start` (0) to `end` (1); 0 before and 1 after."""
-    if step >= end:
-        return 1.0
-    return max(step - start, 0) / (end - start)
+    if step <= start:
+        return 0.0
+    return 1.0 if step >= end else (step - start) / (end - start)
