@@ -39,6 +39,15 @@ Schema = TypeVar("Schema")
 _LONGEST_SUFFIX = 150  # characters; file systems stop at 255 for a whole file name
 _HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
+_HYDRA_SETTINGS = {
+    "hydra.run.dir": ".",
+    "hydra.output_subdir": "null",
+    "hydra.sweep.dir": "multirun",
+    "hydra.sweep.subdir": ".",
+    "hydra/job_logging": "disabled",
+    "hydra/hydra_logging": "disabled",
+}
+
 
 def compose(entry: str, schema: type[Schema], overrides: list[str]) -> Schema:
     """Compose `configs/<entry>.yaml` with Hydra `overrides` and check it.
@@ -170,7 +179,7 @@ def _through_hydra(
             crash.append(error)  # raised below: in here, Hydra would take some of them for its own
 
     before = sys.argv
-    sys.argv = [before[0], *(_forced(argument) for argument in arguments)]
+    sys.argv = [before[0], *(_forced(argument) for argument in arguments), *_hydra_settings(overrides)]
     try:
         with _explained(schema, overrides), _hydra_raises():
             job()
@@ -212,6 +221,12 @@ def _forced(override: str) -> str:
     key = override.partition("=")[0]
     is_value = "=" in override and re.fullmatch(r"[A-Za-z_][\w.\-$]*", key) and not key.startswith("hydra.")
     return f"++{override}" if is_value and not (CONFIGS / key).is_dir() else override
+
+
+def _hydra_settings(overrides: list[str]) -> list[str]:
+    """Keep Hydra from making directories and log files of its own, unless the user wants them."""
+    given = {override.partition("=")[0] for override in overrides}
+    return [f"{key}={value}" for key, value in _HYDRA_SETTINGS.items() if key not in given]
 
 
 def _swept_keys(schema: type, overrides: list[str]) -> set[str]:

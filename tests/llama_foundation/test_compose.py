@@ -70,13 +70,7 @@ FILES = {
           - model: 3m
           - experiment: null
           - _self_
-          - override hydra/job_logging: disabled
-          - override hydra/hydra_logging: disabled
         data: {shards: somewhere}
-        hydra:
-          run: {dir: .}
-          output_subdir: null
-          sweep: {dir: "${output}/.multirun", subdir: .}
         """,
     "model/3m": "hidden_size: 4\n",
     "model/7b": "hidden_size: 8\nscaling: {factor: 2}\n",
@@ -245,7 +239,7 @@ def test_multirun_gives_every_job_its_own_name_made_of_what_is_swept(toy, monkey
         ("toy-steps=1,model=7b,data.shards=-a", 1, 8, 3.0),
     ]
     assert len({c.name for c in seen}) == len(seen) == 8
-    assert [path.name for path in Path.cwd().iterdir()] == ["runs"]
+    assert [str(path) for path in Path().rglob("*") if path.is_file()] == ["multirun/multirun.yaml"]
 
 
 def test_multirun_shortens_long_names_and_keeps_them_apart(toy, monkeypatch) -> None:
