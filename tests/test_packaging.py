@@ -54,7 +54,8 @@ def test_installed_wheel_composes_from_an_empty_directory(wheel: Path, tmp_path:
     subprocess.run([*install, str(wheel)], check=True, capture_output=True, timeout=120)
     program = (
         "import sys; from llama_foundation import compose; from llama_train.config import TrainConfig\n"
-        "print(compose.CONFIGS); sys.exit(compose.main('train', TrainConfig, lambda config: print(config.model.layers)))"
+        "print(compose.CONFIGS)\n"
+        "sys.exit(compose.main('train', TrainConfig, lambda config: print(config.model.layers)))"
     )
     command = [sys.executable, "-P", "-c", program, "experiment=quickstart", "data.shards=x", "model.layers=3"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
@@ -89,9 +90,8 @@ def test_setup_refuses_another_python_before_it_makes_anything(tmp_path: Path, m
     for name in ("Makefile", "pyproject.toml", "constraints-3.11.txt"):
         shutil.copy(ROOT / name, tmp_path)
     fake = tmp_path / "python3"
-    fake.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, {minor}, 0); exec(sys.argv[1])" "$2"\n'
-    )
+    pretend = f"import sys; sys.version_info = (3, {minor}, 0); exec(sys.argv[1])"
+    fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$2"\n')
     fake.chmod(0o755)
     done = subprocess.run(["make", "setup", f"PYTHON={fake}"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
