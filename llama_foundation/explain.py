@@ -63,9 +63,11 @@ def _about_setting(detail: str, text: str, schema: type) -> str:
 
     if re.search(r"Key '.*' (?:is )?not in ", detail):
         return _unknown(key, schema)
+    if not key:
+        return f"this does not fit the settings of the command: {first}"
     kind = _kind(schema, key)
     if kind is None:
-        return f"{key}: {first}" if key and key not in first else first
+        return f"{key}: {first}" if key not in first else first
     value = re.search(r"[Vv]alue:? '?(.*?)'?(?: of type| is not a|, expected|$)", first)
     shown = "null" if "not Optional" in first else override_value if key == override_key else value and value[1]
     if "nterpolation" in first:

@@ -82,6 +82,7 @@ FILES = {
         """,
     "experiment/misspelled": "# @package _global_\nmodel:\n  hiden_size: 3\n",
     "experiment/mistyped": "# @package _global_\nmodel:\n  hidden_size: lots\n",
+    "experiment/foreign": "# @package _global_\nmodel: large\n",
     "experiment/torn": "# @package _global_\nmodel: [1,\n",
 }
 
@@ -172,7 +173,7 @@ def test_bad_value_names_the_field_the_value_and_what_is_allowed(toy: Path, over
 def test_unknown_group_member_names_the_closest_and_all(toy: Path) -> None:
     assert refusal("model=7bb") == "model=7bb does not exist; did you mean model=7b? Known: 3m, 7b"
     assert refusal("model=3") == "model=3 does not exist; did you mean model=3m? Known: 3m, 7b"
-    assert "Known: large, misspelled, mistyped, torn" in refusal("experiment=qqq")
+    assert "Known: foreign, large, misspelled, mistyped, torn" in refusal("experiment=qqq")
 
 
 def test_error_in_a_file_names_the_file(toy: Path) -> None:
@@ -183,6 +184,7 @@ def test_error_in_a_file_names_the_file(toy: Path) -> None:
         "configs/experiment/mistyped.yaml: model.hidden_size=lots must be a whole number"
     )
     assert "experiment/torn.yaml" in refusal("experiment=torn")
+    assert "configs/experiment/foreign.yaml: this does not fit" in refusal("experiment=foreign")
 
 
 def test_all_missing_settings_are_named_at_once_with_how_to_give_them(toy: Path) -> None:
