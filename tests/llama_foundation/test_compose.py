@@ -234,13 +234,14 @@ def test_cfg_job_prints_the_composed_configuration_and_runs_nothing(toy, monkeyp
 
 
 def test_multirun_gives_every_job_its_own_name_made_of_what_is_swept(toy, monkeypatch) -> None:
-    status, seen = run(monkeypatch, "--multirun", "steps=1,2", "model=3m,7b", "rate=3", "data.shards=/a,/b")
+    status, seen = run(monkeypatch, "--multirun", "model=3m,7b", "rate=3", "data.shards=/a,/b")
     assert status == 0
-    assert [(c.name, c.steps, c.model.hidden_size, c.rate) for c in seen[:3:2]] == [
-        ("toy-steps=1,model=3m,data.shards=-a", 1, 4, 3.0),
-        ("toy-steps=1,model=7b,data.shards=-a", 1, 8, 3.0),
+    assert [(c.name, c.model.hidden_size, c.data.shards, c.rate) for c in seen] == [
+        ("toy-model=3m,data.shards=-a", 4, "/a", 3.0),
+        ("toy-model=3m,data.shards=-b", 4, "/b", 3.0),
+        ("toy-model=7b,data.shards=-a", 8, "/a", 3.0),
+        ("toy-model=7b,data.shards=-b", 8, "/b", 3.0),
     ]
-    assert len({c.name for c in seen}) == len(seen) == 8
     assert [str(path) for path in Path().rglob("*") if path.is_file()] == ["multirun/multirun.yaml"]
 
 
@@ -299,7 +300,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), m
 numbers = st.floats(allow_nan=False)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.builds(
         Toy,
