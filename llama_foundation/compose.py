@@ -5,31 +5,48 @@ A command owns a dataclass (its schema) and an entry file `configs/<entry>.yaml`
 Hydra's own flags (`--cfg job --resolve`, `--multirun`, `--info`, `--help`) go to Hydra.
 """
 
-import difflib
+import contextlib
+import copy
 import hashlib
+import os
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from llama_foundation.errors import ConfigError, UserError
+from llama_foundation.explain import explain, optional_section
 
 _PACKAGED = Path(__file__).parent / "configs"
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "configs"
 """Where the YAML files are: inside the installed wheel, or at the top of a checkout."""
 
 Schema = TypeVar("Schema")
+_LONGEST_SUFFIX = 150  # characters; file systems stop at 255 for a whole file name
+_HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+
+_HYDRA_SETTINGS = {
+    "hydra.run.dir": ".",
+    "hydra.output_subdir": "null",
+    "hydra.sweep.dir": "multirun",
+    "hydra.sweep.subdir": ".",
+    "hydra/job_logging": "disabled",
+    "hydra/hydra_logging": "disabled",
+}
 
 
 def compose(entry: str, schema: type[Schema], overrides: list[str]) -> Schema:
@@ -37,24 +54,24 @@ def compose(entry: str, schema: type[Schema], overrides: list[str]) -> Schema:
 
     Raises:
         ConfigError: an override does not parse, a key or a group member is unknown (the closest one is named),
-            a value has the wrong type, or `schema.check()` refuses the whole.
+            a value has the wrong type or is missing, or `schema.check()` refuses the whole.
     """
-    _register(entry, schema)
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=entry):
-            composed = hydra.compose(entry, overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, schema)) from error
-    return to_object(composed, schema)
+    return to_object(_compose(entry, schema, overrides), schema)
 
 
 def to_object(composed: Any, schema: type[Schema]) -> Schema:
     """Turn a composed (or loaded) configuration into a checked instance of `schema`."""
+    typed = _typed(composed, schema)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
+        missing = sorted(OmegaConf.missing_keys(typed))
+        if missing:
+            raise ConfigError(
+                f"{', '.join(missing)}: not set; give {'each' if len(missing) > 1 else 'it'} on the command line "
+                f"({' '.join(f'{key}=...' for key in missing)}) or in a file under configs/"
+            )
+        config = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, schema)) from error
+        raise ConfigError(explain(error, schema)) from error
     assert isinstance(config, schema)
     if hasattr(config, "check"):
         config.check()
@@ -65,39 +82,25 @@ def main(entry: str, schema: type[Schema], command: Callable[[Schema], int | Non
     """Run `command` on the configuration that the command line describes; return the exit status.
 
     User errors are printed without a traceback. In a sweep (`--multirun`) a configuration that has `name` gets the
-    job's overrides appended to it, so that every job has its own stable run directory.
+    job's swept overrides appended to it, so that every job has its own stable run directory.
     """
-    _register(entry, schema)
     arguments = sys.argv[1:]
     try:
+        if any(argument.startswith("--experimental-rerun") for argument in arguments):
+            raise ConfigError("--experimental-rerun loads a pickle, which can run code; give the overrides instead")
         if not any(argument.startswith("-") for argument in arguments):
             return command(compose(entry, schema, arguments)) or 0
-        return _through_hydra(entry, schema, command)
+        return _through_hydra(entry, schema, command, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-
-
-def _through_hydra(entry: str, schema: type[Schema], command: Callable[[Schema], int | None]) -> int:
-    status = 0
-
-    @hydra.main(config_path=str(CONFIGS), config_name=entry, version_base="1.3")
-    def job(composed: Any) -> None:
-        nonlocal status
-        config = to_object(composed, schema)
-        hydra_config = HydraConfig.get()
-        if hydra_config.mode == RunMode.MULTIRUN and hasattr(config, "name"):
-            suffix = re.sub(r"[^A-Za-z0-9_.=,-]+", "-", hydra_config.job.override_dirname)
-            config.name = f"{config.name}-{suffix}" if suffix else config.name
-        status = max(status, command(config) or 0)
-
-    job()
-    return status
+    except KeyboardInterrupt:
+        return 130  # what shells report for a command ended by ctrl-c
 
 
 def dump(config: Any) -> str:
-    """Return `config` as YAML, every value resolved."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+    """Return `config` as YAML that `load` reads back to an equal object."""
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
 
 
 def load(path: Path, schema: type[Schema]) -> Schema:
@@ -107,9 +110,15 @@ def load(path: Path, schema: type[Schema]) -> Schema:
         ConfigError: the file is missing, is not YAML, or does not fit `schema`.
     """
     try:
-        return to_object(OmegaConf.load(path), schema)
-    except (OSError, ValueError) as error:
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ValueError("it is not a mapping of settings")
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
+    try:
+        return to_object(loaded, schema)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def fingerprint(config: Any) -> str:
@@ -117,38 +126,154 @@ def fingerprint(config: Any) -> str:
     return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
+def _compose(entry: str, schema: type, overrides: list[str]) -> Any:
+    _register(entry, schema)
+    GlobalHydra.instance().clear()
+    with _explained(schema, overrides):
+        try:
+            with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=entry):
+                return hydra.compose(entry, overrides=[_forced(override) for override in overrides])
+        finally:
+            GlobalHydra.instance().clear()
+
+
+def _typed(composed: Any, schema: type) -> Any:
+    """Merge into the schema from plain values, because what Hydra composed may hold keys that the schema does not."""
+    try:
+        plain = OmegaConf.to_container(composed, resolve=False)
+        return OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(plain))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, schema)) from error
+
+
+def _through_hydra(
+    entry: str, schema: type[Schema], command: Callable[[Schema], int | None], arguments: list[str]
+) -> int:
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    sweeping = any(argument in ("-m", "--multirun") for argument in arguments)
+    swept = _swept_keys(schema, overrides) if sweeping else set()
+    if not sweeping:
+        _typed(_compose(entry, schema, overrides), schema)
+    _register(entry, schema)
+    status = 0
+    crash: list[Exception] = []
+
+    @hydra.main(config_path=str(CONFIGS), config_name=entry, version_base="1.3")
+    def job(composed: Any) -> None:
+        nonlocal status
+        if crash:
+            return
+        label = ""
+        try:
+            config = to_object(composed, schema)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                label = _job_label(swept)
+                if hasattr(config, "name"):
+                    config.name = f"{config.name}-{label}" if label else config.name
+                print(f"job {HydraConfig.get().job.num}: {label}", file=sys.stderr)
+            status = max(status, command(config) or 0)
+        except UserError as error:
+            print(f"error: {label and label + ': '}{error}", file=sys.stderr)
+            status = max(status, error.exit_code)
+        except Exception as error:
+            crash.append(error)  # raised below: in here, Hydra would take some of them for its own
+
+    before = sys.argv
+    sys.argv = [before[0], *(_forced(argument) for argument in arguments), *_hydra_settings(overrides)]
+    try:
+        with _explained(schema, overrides), _hydra_raises():
+            job()
+    finally:
+        sys.argv = before
+    if crash:
+        raise crash[0]
+    return status
+
+
+@contextlib.contextmanager
+def _explained(schema: type, overrides: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except _HYDRA_ERRORS as error:
+        raise ConfigError(explain(error, schema, overrides, CONFIGS)) from error
+
+
+@contextlib.contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Let Hydra raise what goes wrong instead of printing it and leaving."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _forced(override: str) -> str:
+    """Write `key=value` as `++key=value` where it sets a value.
+
+    Hydra refuses a plain override below an empty mapping (`data.sources.web=1`) before the schema has its say, and
+    lets `+typo=1` through; so all values go in, and `_typed` decides, in one place and with one kind of message.
+    """
+    key = override.partition("=")[0]
+    is_value = "=" in override and re.fullmatch(r"[A-Za-z_][\w.\-$]*", key) and not key.startswith("hydra.")
+    return f"++{override}" if is_value and not (CONFIGS / key).is_dir() else override
+
+
+def _hydra_settings(overrides: list[str]) -> list[str]:
+    """Keep Hydra from making directories and log files of its own, unless the user wants them."""
+    given = {override.partition("=")[0] for override in overrides}
+    return [f"{key}={value}" for key, value in _HYDRA_SETTINGS.items() if key not in given]
+
+
+def _swept_keys(schema: type, overrides: list[str]) -> set[str]:
+    with _explained(schema, overrides):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    return {override.key_or_group for override in parsed if override.is_sweep_override()}
+
+
+def _job_label(swept: set[str]) -> str:
+    """This job's own part of the sweep, as a piece of a file name."""
+    parts = [override.lstrip("+") for override in HydraConfig.get().overrides.task]
+    label = ",".join(part for part in parts if part.partition("=")[0] in swept)
+    label = re.sub(r"[^A-Za-z0-9_.=,-]+", "-", label)
+    if len(label) > _LONGEST_SUFFIX:
+        label = f"{label[:_LONGEST_SUFFIX]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return label
+
+
 def _register(entry: str, schema: type) -> None:
-    ConfigStore.instance().store(name=f"{entry}_schema", node=schema)
+    ConfigStore.instance().store(name=f"{entry}_schema", node=_composable(schema()))
 
 
-def _keys(schema: Any, prefix: str = "") -> list[str]:
-    """Every dotted key that `schema` knows, nested dataclasses included."""
-    keys = []
-    for field in fields(schema):
-        keys.append(prefix + field.name)
-        if is_dataclass(field.type):
-            keys += _keys(field.type, f"{prefix}{field.name}.")
-    return keys
+def _composable(section: Any) -> Any:
+    """Return `section` with its optional sections untyped: nothing can be merged into a typed one that is null."""
+    hints = get_type_hints(type(section))
+    columns: list[tuple[str, Any, Any]] = []
+    for column in fields(section):
+        kind, value = hints[column.name], getattr(section, column.name)
+        if optional_section(kind):
+            kind, value = Any, asdict(value) if is_dataclass(value) else value
+        elif is_dataclass(value):
+            value = _composable(value)
+            kind = type(value)
+        columns.append((column.name, kind, field(default_factory=lambda value=value: copy.deepcopy(value))))
+    return make_dataclass(type(section).__name__, columns)()
 
 
-def _explain(error: Exception, schema: type) -> str:
-    """Say in one paragraph what is wrong and what to write instead."""
-    text = str(error)
-    unknown = re.search(r"Key '([^']+)' (?:is )?not in", text)
-    if unknown:
-        key = getattr(error, "full_key", None) or unknown.group(1)
-        override = re.search(r"Could not override '([^']+)'", text)
-        key = override.group(1) if override else key
-        close = difflib.get_close_matches(key, _keys(schema), n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{key} is not a setting{hint}"
-    missing = re.search(r"Could not find '([^'/]+)/([^']+)'\s*Available options in '([^']+)':(.*)", text, re.S)
-    if missing:
-        group, member, _, options = missing.groups()
-        names = options.split()
-        close = difflib.get_close_matches(member, names, n=1, cutoff=0.4)
-        hint = f"did you mean {group}={close[0]}? " if close else ""
-        return f"{group}={member} does not exist; {hint}Known: {', '.join(names)}"
-    key = getattr(error, "full_key", None)
-    first = text.split("\n")[0].strip()
-    return f"{key}: {first}" if key and key not in first else first
+def _plain(value: Any) -> Any:
+    """Turn a configuration into what YAML can hold; text that would read as an interpolation is escaped."""
+    if is_dataclass(value):
+        return {column.name: _plain(getattr(value, column.name)) for column in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    return value

@@ -1,0 +1,45 @@
+# Everything runs in .venv, which is made on first use from the pinned versions in constraints-3.11.txt.
+PYTHON ?= $(shell for python in python3.11 python3; do $$python -c '' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints-3.11.txt)
+# Test processes: make test WORKERS=4 on a larger machine.
+WORKERS ?= 0
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup quickstart test lint format
+help:
+	@echo "make setup       create .venv and install everything into it"
+	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
+	@echo "make test        the default test suite (WORKERS=4: in four processes)"
+	@echo "make lint        ruff: rules and formatting"
+	@echo "make format      let ruff mend what it can"
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints-3.11.txt
+	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11."; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v[:2] == (3, 11) or sys.exit(f"$(PYTHON) is Python {v[0]}.{v[1]}; \
+	llama-train is tested on 3.11 only. Give one with: make setup PYTHON=/path/to/python3.11")'
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH)"
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check $(TORCH)
+	@echo "Installing llama-train and what its tests need"
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-3.11.txt -e '.[test]'
+	@touch $@
+
+quickstart: $(INSTALLED)
+	@$(VENV)/bin/python examples/quickstart.py
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
