@@ -2,7 +2,6 @@
 
 Shape suffixes are those of `llama.py`.
 """
-# ruff: noqa: N803, N806 (shapes are written in capitals)
 
 import torch
 from torch.nn import functional as F

@@ -9,7 +9,6 @@ Tensor names end in their shape:
     B batch        S sequence         D model (hidden_size)   V vocabulary
     H heads        K key/value heads  E elements of a head
 """
-# ruff: noqa: N803, N806 (shapes are written in capitals)
 
 import math
 from collections.abc import Iterator

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from llama_train.model.names import parameter_shapes
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
@@ -14,6 +13,7 @@ from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import ModelConfig
 from llama_train.engine.engine import Chunk
 from llama_train.export import ConvertConfig, Target, main, run
+from llama_train.model.names import parameter_shapes
 
 TINY = ModelConfig(name="tiny", vocab_size=40, hidden_size=16, layers=1, heads=2, kv_heads=1, ffn_size=24, context=32)
 

@@ -1,5 +1,6 @@
 """Runs of two processes under torchrun, killed, hung and stopped as clusters do it."""
 
+import contextlib
 import json
 import os
 import random
@@ -39,10 +40,8 @@ def start() -> Callable[[list[str]], subprocess.Popen]:
 
 
 def kill_group(process: subprocess.Popen) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait(10)
 
 

@@ -7,7 +7,6 @@ import sys
 import pytest
 import sentencepiece
 import torch
-from llama_train.model.names import parameter_shapes
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -18,6 +17,7 @@ from llama_train.checkpoint.restore import open_checkpoint, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import ModelConfig, RopeScaling
 from llama_train.engine.engine import Chunk
+from llama_train.model.names import parameter_shapes
 
 LLAMA_1 = ModelConfig(
     name="x", vocab_size=259, hidden_size=32, layers=2, heads=4, kv_heads=4, ffn_size=88, context=64, norm_epsilon=1e-6
