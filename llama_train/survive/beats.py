@@ -69,12 +69,15 @@ class Board:
         return self._store.get(key).decode() if self._store.check([key]) else None
 
     def watch(self, me: int) -> tuple[dict[int, Beat], list[int]]:
-        """Look at everybody for up to SILENT_SECONDS; return the last beats and the ranks that made no sign."""
+        """Look at everybody for up to SILENT_SECONDS; return the last beats and the ranks that made no sign.
+
+        It ends early when everybody made one, or when another rank has published why the job ends.
+        """
         before = self.read()
         end = time.monotonic() + SILENT_SECONDS
         silent = sorted(set(range(self._world)) - {me})
         now = before
-        while silent and time.monotonic() < end:
+        while silent and time.monotonic() < end and self.failure() is None:
             time.sleep(INTERVAL_SECONDS / 2)
             now = self.read()
             silent = [r for r in silent if r not in now or (r in before and now[r].count == before[r].count)]

@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 from llama_foundation.errors import RunError
 from llama_train.survive.beats import INTERVAL_SECONDS, SILENT_SECONDS, Beat, Board, culprit, place_of
 
+LINGER_SECONDS = 4 * INTERVAL_SECONDS
+"""How long rank 0 stays after the last word: it may keep the store that the others read it from."""
+
 LEAVE_SECONDS = 5.0
 """How long a process may take to end by itself after another one said that the job is over."""
 
@@ -84,6 +87,7 @@ class Watchdog:
         self._main = threading.main_thread().ident
         self._done = threading.Event()
         self._own_failure = False
+        self._heard: str | None = None  # why the job ends, as the store last said
         self._first_step: int | None = None
         self._at = _Position(0, "start", 0, time.monotonic(), time.time())
         self._count = 0
@@ -105,7 +109,7 @@ class Watchdog:
         text = f"rank {self.rank} ({self.host}) failed in step {self._at.step}, phase {self._at.phase}: "
         _within(_STORE_SECONDS, lambda: board.accuse(f"{text}{type(exception).__name__}: {message}"))
         if self.rank == 0:
-            time.sleep(2 * INTERVAL_SECONDS)  # it may keep the store: let the others read first
+            time.sleep(LINGER_SECONDS)
 
     def __enter__(self) -> "Watchdog":
         self._at = _Position(0, "start", 0, time.monotonic(), time.time())
@@ -135,7 +139,10 @@ class Watchdog:
                 return published
             return board.accuse(culprit(*board.watch(rank), world))
 
-        return _within(_STORE_SECONDS, ask) or f"the job's store does not answer: {_keeper()} ended"
+        answer = _within(_STORE_SECONDS, ask) or self._heard
+        if self.rank == 0:
+            time.sleep(LINGER_SECONDS)
+        return answer or f"the job's store does not answer: {_keeper()} ended"
 
     def _now(self) -> Beat:
         place, waiting = place_of(sys._current_frames().get(self._main))
@@ -148,9 +155,9 @@ class Watchdog:
         while not self._done.is_set():
             with contextlib.suppress(RuntimeError):  # a lost store is told by the deadline, with what else is known
                 self._board.write(self._now())
-                failure = None if self._own_failure else self._board.failure()
-                if failure is not None and not self._done.wait(LEAVE_SECONDS):
-                    self._end(f"{failure}; this is rank {self.rank} ({self.host}), which ends too")
+                self._heard = self._board.failure()
+                if self._heard and not self._own_failure and not self._done.wait(LEAVE_SECONDS):
+                    self._end(f"{self._heard}; this is rank {self.rank} ({self.host}), which ends too")
             self._done.wait(INTERVAL_SECONDS)
 
     def _guard(self) -> None:
@@ -163,8 +170,6 @@ class Watchdog:
                 why = self.failure() if self._board is not None else _alone(self._now())
                 if self._done.is_set():
                     return
-                if self.rank == 0:
-                    time.sleep(2 * INTERVAL_SECONDS)
                 self._end(f"no progress for {still:.0f} s (allowed: {limit:.0f} s): {why}; stacks: {self._stacks}")
 
     def _dump_stacks(self) -> None:

@@ -1,5 +1,6 @@
 """Real processes that hang, stop, die or fail; what the others say, and how soon."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from watchdog_job import run_rank
 
 from llama_foundation.errors import RunError
 from llama_train.survive.beats import Beat, culprit
@@ -19,73 +21,15 @@ DEADLINE = 3.0
 WITHIN = DEADLINE + 3.0 + 2 * LEAVE_SECONDS
 """Seconds in which every survivor must have ended, looking around and a busy machine included."""
 
-WORKER = textwrap.dedent("""
-    import datetime, os, sys, time
-    from pathlib import Path
-    import torch, torch.distributed as dist
-    from llama_foundation.errors import UserError
-    from llama_train.survive.watchdog import Watchdog
-
-    rank, world = int(sys.argv[1]), int(sys.argv[2])
-    store_file, directory, fault = sys.argv[3:]
-    timeout = datetime.timedelta(seconds=60)
-    if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, world, is_master=True, timeout=timeout, wait_for_workers=False)
-        Path(store_file + ".new").write_text(str(store.port))
-        os.rename(store_file + ".new", store_file)
-    else:
-        while not os.path.exists(store_file):
-            time.sleep(0.05)
-        port = int(Path(store_file).read_text())
-        store = dist.TCPStore("127.0.0.1", port, world, timeout=timeout, wait_for_workers=False)
-    group = dist.PrefixStore("group", store)
-    dist.init_process_group("gloo", store=group, rank=rank, world_size=world, timeout=timeout)
-
-    def sleep_for_ever():
-        while True:
-            time.sleep(0.1)
-
-    def loop(watchdog):
-        for step in range(1, 1000):
-            watchdog.beat(step, "data")
-            time.sleep(0.05)
-            if fault == "hang in data" and rank == 1 and step == 5:
-                sleep_for_ever()
-            if fault == "error" and rank == 1 and step == 5:
-                raise ValueError("shard-00003.bin is broken")
-            watchdog.beat(step, "compute")
-            if fault == "hang in compute" and rank == 1 and step == 5:
-                sleep_for_ever()
-            dist.all_reduce(torch.ones(1))
-            if step == 4:
-                Path(directory, f"ready-{rank}").touch()
-            if fault == "none" and step == 5:
-                break
-
-    try:
-        with Watchdog(rank, world, store, DEADLINE, f"host{rank}", Path(directory)) as watchdog:
-            loop(watchdog)
-            if fault == "none":
-                dist.barrier()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(error.exit_code)
-    except Exception as error:
-        print(f"failed: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
-    print("finished", flush=True)
-    os._exit(0)
-""").replace("DEADLINE", str(DEADLINE))
-
 
 @dataclass
 class Job:
-    processes: list[subprocess.Popen]
+    ranks: list[multiprocessing.Process]
     directory: Path
 
     def wait_until_stepping(self) -> None:
         end = time.monotonic() + 60
-        while not all((self.directory / f"ready-{rank}").exists() for rank in range(len(self.processes))):
+        while not all((self.directory / f"ready-{rank}").exists() for rank in range(len(self.ranks))):
             assert time.monotonic() < end, "the job did not start"
             time.sleep(0.05)
 
@@ -93,37 +37,39 @@ class Job:
         """Exit status and standard error of each of `ranks`, all of which must end within `seconds`."""
         end = time.monotonic() + seconds
         for rank in ranks:
-            self.processes[rank].wait(timeout=max(0.1, end - time.monotonic()))
-        return [(self.processes[rank].returncode, (self.directory / f"stderr-{rank}").read_text()) for rank in ranks]
+            self.ranks[rank].join(max(0.1, end - time.monotonic()))
+            assert self.ranks[rank].exitcode is not None, f"rank {rank} is still there after {seconds} s"
+        return [(self.ranks[rank].exitcode, (self.directory / f"stderr-{rank}").read_text()) for rank in ranks]
 
 
 @pytest.fixture
 def start(tmp_path):
+    # one server has loaded torch; ranks are forked from it
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "watchdog_job"])
     jobs = []
 
     def start(world: int, fault: str) -> Job:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-        processes = []
-        for rank in range(world):
-            arguments = [str(rank), str(world), str(tmp_path / "port"), str(tmp_path), fault]
-            with open(tmp_path / f"stderr-{rank}", "wb") as stderr:
-                command = [sys.executable, "-c", WORKER, *arguments]
-                processes.append(subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL, env=environment))
-        jobs.append(Job(processes, tmp_path))
+        ranks = [
+            context.Process(target=run_rank, args=(rank, world, tmp_path, fault, DEADLINE)) for rank in range(world)
+        ]
+        jobs.append(Job(ranks, tmp_path))
+        for rank in ranks:
+            rank.start()
         return jobs[-1]
 
     yield start
     for job in jobs:
-        for process in job.processes:
-            process.kill()
-            process.wait()
+        for rank in job.ranks:
+            rank.kill()
+            rank.join()
 
 
 @pytest.mark.timeout(120)
 def test_a_rank_that_is_stopped_ends_the_others_which_name_it(start):
     job = start(3, "later")
     job.wait_until_stepping()
-    os.kill(job.processes[1].pid, signal.SIGSTOP)
+    os.kill(job.ranks[1].pid, signal.SIGSTOP)
     for status, stderr in job.end_of([0, 2], WITHIN):
         assert status == RunError.exit_code
         assert "rank 1 (host1) is dead or stopped: last seen in step" in stderr
@@ -155,7 +101,7 @@ def test_a_rank_that_hangs_ends_all_and_is_named(start, fault, says):
 def test_a_killed_rank_ends_the_others_which_name_it(start, victim):
     job = start(3, "later")
     job.wait_until_stepping()
-    job.processes[victim].kill()
+    job.ranks[victim].kill()
     survivors = [rank for rank in range(3) if rank != victim]
     for status, stderr in job.end_of(survivors, WITHIN):
         assert status == RunError.exit_code
