@@ -11,6 +11,7 @@ from data_pipeline.shards.reader import ShardRoot, ShardSet
 from llama_foundation.errors import ConfigError, DataError
 from llama_train.config import DataConfig
 from llama_train.data.windows import Windows
+from llama_train.model.llama import IGNORE
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,6 @@ class MicroBatch:
     document_ids: torch.Tensor | None
     positions: torch.Tensor
 
-
-IGNORE = -100
 
 Window = tuple[np.ndarray, np.ndarray]
 """Token ids [sequence_length + 1] and where in them documents start (int64, may be empty)."""

@@ -301,8 +301,9 @@ def _segments(data: DataConfig, steps: int, seed: int, shard_tokens: Mapping[str
 
 def _weights(setting: str, weights: Mapping[str, float], shard_tokens: Mapping[str, list[int]]) -> dict[str, float]:
     """The weights above 0, by name; without any, the sources' tokens."""
-    for source in weights:
-        if source not in shard_tokens:
+    # A weight of 0 may name any source: that is how a recipe's source is left out on the command line.
+    for source, weight in weights.items():
+        if weight > 0 and source not in shard_tokens:
             close = difflib.get_close_matches(source, shard_tokens, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ConfigError(

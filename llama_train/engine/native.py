@@ -10,10 +10,10 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from llama_train.config import Precision, TrainConfig
-from llama_train.data.batches import IGNORE, MicroBatch
+from llama_train.data.batches import MicroBatch
 from llama_train.engine.engine import Chunk, NonFiniteError, StepResult
 from llama_train.model.initialize import initial_values
-from llama_train.model.llama import Llama
+from llama_train.model.llama import IGNORE, Llama
 from llama_train.model.names import canonical_parameters
 from llama_train.optimizer.adamw import build_adamw
 from llama_train.parallel.apply import parallelize

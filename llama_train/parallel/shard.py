@@ -16,7 +16,8 @@ def apply_fsdp(model: Llama, mesh: DeviceMesh, precision: Precision, reshard_aft
     """
     policy = MixedPrecisionPolicy()
     if precision is Precision.bf16:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        # Inputs of a block are cast by the block itself where it should be: rotary angles must stay in float32.
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks():
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     # The root group holds lm_head, which the loss needs right after the forward pass: resharding it would only

@@ -344,6 +344,11 @@ def test_the_steps_count_only_where_lengths_share_the_tokens():
 # Errors
 
 
+def test_a_weight_of_zero_leaves_out_a_source_that_the_shards_may_lack():
+    order = order_of({"web": [4000]}, sources={"books": 0.0, "web": 1.0})
+    assert set(order.epochs(3)) == {"web"}
+
+
 def test_an_unknown_source_names_the_closest():
     with pytest.raises(
         ConfigError, match=r"data.sources.book is not a source .* did you mean books\? Known: books, web"
