@@ -146,7 +146,7 @@ class Run:
         if not finished:
             why = f"asked to stop by {stopped_by}" if stopped_by else f"stop_at_step={self.config.stop_at_step}"
             observe.event(self.step, f"{why}; the same command goes on after step {self.step}")
-        if self.world.main:
+        if self.world.main and self.step > 0:
             write_summary(
                 self.directory / "summary.json",
                 self.directory / "metrics.jsonl",

@@ -40,10 +40,10 @@ def train(config: TrainConfig, store: dist.Store) -> int:
     directory = Path(config.output) / config.name
     with (
         distributed(config.cluster.device, store, config.engine.timeout_seconds) as world,
+        StopRequest() as stop,  # outside of the watchdog: a launcher's SIGTERM must not cut short who died and why
         Watchdog(
             world.rank, world.size, world.store, config.engine.timeout_seconds, world.host, directory, START_SECONDS
         ) as watchdog,
-        StopRequest() as stop,
     ):
         layout = resolve_layout(config.layout, config.data, world.size, world.rank)
         run = Run(config, world)

@@ -10,12 +10,13 @@ from llama_foundation.files import publish_json
 from llama_train.observe.metrics import history
 
 
-def write_summary(path: Path, metrics: Path, **paths: Path | str) -> dict[str, Any]:
+def write_summary(path: Path, metrics: Path, finished: bool, **paths: Path | str | None) -> dict[str, Any]:
     """Write summary.json from a metrics file and return what was written.
 
     Args:
         metrics: the metrics file. `seconds` is the sum over the steps of the run as it stands, and
             `tokens_per_second` their median, so that a slow first step or a checkpoint does not show in it.
+        finished: whether the run has done its last step.
         paths: added as they are: where the shards, the checkpoint, the export and the report are.
     """
     steps = history(metrics)
@@ -23,6 +24,7 @@ def write_summary(path: Path, metrics: Path, **paths: Path | str) -> dict[str, A
         raise RunError(f"{metrics}: no step has finished, so there is nothing to sum up")
     validation = [step["validation_loss"] for step in steps if step["validation_loss"] is not None]
     summary = {
+        "finished": finished,
         "steps": steps[-1]["step"],
         "tokens": steps[-1]["tokens"],
         "loss_first": steps[0]["loss"],

@@ -119,14 +119,15 @@ def test_a_lost_rank_ends_the_others_with_its_name(
     lost = time.monotonic()
     os.kill(rank_pids(process)[1], how)
     output, _ = process.communicate(timeout=60)
-    assert time.monotonic() - lost < 6 + 30  # the deadline, and torchrun's own 30 s to end what does not answer
+    # The deadline, the seconds it takes to ask the others, and torchrun's own 30 to end what does not answer.
+    assert time.monotonic() - lost < 6 + 15 + 30
     assert process.returncode != 0
     assert re.search(r"rank 1 \(", output), output
 
 
 def test_a_user_error_is_printed_once_without_a_traceback(tiny: list[str], launch: Callable) -> None:
-    result = launch([*tiny, "model.heads=3"], processes=2)
+    result = launch([*tiny, "model.heads=5"], processes=2)
     assert result.returncode != 0
-    assert result.stderr.count("error: model.heads=3") == 1
-    assert "llama_train/" not in result.stderr.split("error: model.heads=3")[0]
+    assert result.stderr.count("error: model.heads=5") == 1
+    assert "llama_train/" not in result.stderr.split("error: model.heads=5")[0]
     assert not re.search(r'File ".*llama_train', result.stderr)

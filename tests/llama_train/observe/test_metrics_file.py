@@ -170,9 +170,12 @@ def test_the_summary_is_what_the_steps_say(tmp_path):
         for step, speed in ((1, 10.0), (2, 2000.0), (3, 2200.0)):
             file.append(step_record(step, loss=10.0 - step, tokens_per_second=speed, seconds=0.25))
         file.append(Validation(2, 1, 8.5))
-    written = write_summary(tmp_path / "summary.json", path, checkpoint=tmp_path / "checkpoints", report="report.html")
+    written = write_summary(
+        tmp_path / "summary.json", path, True, checkpoint=tmp_path / "checkpoints", report="report.html"
+    )
     assert json.loads((tmp_path / "summary.json").read_text()) == written
     assert written == {
+        "finished": True,
         "steps": 3,
         "tokens": 3000,
         "loss_first": 9.0,
@@ -186,4 +189,4 @@ def test_the_summary_is_what_the_steps_say(tmp_path):
     }
     MetricsFile(tmp_path / "none.jsonl").close()
     with pytest.raises(RunError, match="no step has finished"):
-        write_summary(tmp_path / "summary.json", tmp_path / "none.jsonl")
+        write_summary(tmp_path / "summary.json", tmp_path / "none.jsonl", False)
