@@ -7,7 +7,7 @@ right or not looked at, and running again does only the tasks without a commit.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_pipeline.report.statistics import StageStatistics
-from llama_foundation.errors import DataError
+from llama_foundation.errors import DataError, RunError
 from llama_foundation.files import checksum, publish, publish_json
 
 ALIGNMENT = 64
@@ -103,12 +103,13 @@ def map_block(block: Block) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-def read_group(commits: Iterable[Commit], group: str) -> Iterator[pa.Table]:
-    """Yield the blocks of one group from the commits of all mappers: the reading half of a shuffle."""
+def group_blocks(commits: Iterable[Commit]) -> dict[str, list[Block]]:
+    """Return group -> its blocks from the commits of all mappers: the barrier in the middle of a shuffle."""
+    groups: dict[str, list[Block]] = {}
     for commit in commits:
         for block in commit.blocks:
-            if block.group == group:
-                yield read_block(block)
+            groups.setdefault(block.group, []).append(block)
+    return groups
 
 
 def run_phase(
@@ -144,7 +145,13 @@ def total_statistics(commits: list[Commit], stages: list[str]) -> list[StageStat
 
 def _perform(function: Callable[[Path, Task], Commit], folder: Path, task: Task) -> Commit:
     started = time.process_time_ns()
-    commit = function(folder, task)
+    try:
+        commit = function(folder, task)
+    except OSError as error:
+        raise RunError(
+            f"{task.label}: {error}; finished partitions are kept in {folder.parent}: mend this and run the same "
+            "command again"
+        ) from error
     if commit.statistics:
         commit.statistics[-1].cpu_milliseconds += (time.process_time_ns() - started) // 1_000_000 - sum(
             each.cpu_milliseconds for each in commit.statistics[:-1]

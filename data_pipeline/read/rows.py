@@ -21,15 +21,19 @@ class BadRecord(Exception):
 
 
 def source_name(source: str) -> str:
-    """Return `source` as a safe directory name: everything but letters, digits and `_-.~` is percent-encoded.
+    """Return `source` as a plain directory name.
 
-    Different sources stay different.
+    Letters, digits and `._-` stay; every other byte of its UTF-8 becomes `+` and two hexadecimal digits, and a name
+    that does not start with a letter or digit gets `s+` in front. Different sources stay different.
 
     Raises:
         BadRecord: the result is too long for a directory name.
     """
-    name = quote(source, safe="")
-    name = f"%2E{name[1:]}" if name.startswith(".") else name
+    name = quote(source, safe="").replace("~", "%7E").replace("%", "+")
+    if name[0] in "._-":
+        name = f"+{ord(name[0]):02X}{name[1:]}"
+    if name[0] == "+":
+        name = f"s+{name}"
     if len(name) > MAX_SOURCE_NAME:
         raise BadRecord("source_name_too_long")
     return name
@@ -129,7 +133,7 @@ def _decoded(value: Any, problem: str) -> str:
 
 
 def _plain(value: Any) -> str | None:
-    """Return a URL, date or language as text; numbers and lists are written as JSON."""
-    if value is None or value == "":
+    """Return a URL, date or language as text, whatever type the file gives it."""
+    if value is None or value in ("", b""):
         return None
-    return _decoded(value if isinstance(value, str | bytes) else json.dumps(value, default=str), "")
+    return _decoded(value if isinstance(value, str | bytes) else str(value), "")
