@@ -22,7 +22,9 @@ MEBIBYTE = 1024 * 1024
 class InputConfig:
     """Which files, and which of their columns are what. A column that a record lacks is null, except the text."""
 
-    paths: list[str] = MISSING  # files or globs (** too): .jsonl and .ndjson, plain, .gz or .zst; .parquet
+    paths: list[str] = field(
+        default_factory=list
+    )  # files or globs (** too): .jsonl and .ndjson, plain, .gz or .zst; .parquet
     source: str | None = None  # of records without a source column; null: the file's name without its suffixes
     text_column: str = "text"
     source_column: str = "source"
@@ -81,6 +83,7 @@ class TokenizerTraining:
     """Train a Llama-style sentencepiece BPE on the kept training documents."""
 
     vocabulary_size: int = 32_000
+    character_coverage: float = 0.99995  # share of characters with a token of their own; the others become bytes
     sample_bytes: int = 100 * MEBIBYTE  # of text, chosen by keyed hash; all text where there is less
 
 
@@ -99,6 +102,10 @@ class TokenizerConfig:
             )
         if self.train:
             _between("tokenizer.train.vocabulary_size", self.train.vocabulary_size, 260, 2**24)
+            if not 0.9 <= self.train.character_coverage <= 1:
+                raise ConfigError(
+                    f"tokenizer.train.character_coverage={self.train.character_coverage} must be between 0.9 and 1"
+                )
             _at_least("tokenizer.train.sample_bytes", self.train.sample_bytes, 1000)
 
 
@@ -122,7 +129,7 @@ class DataPipelineConfig:
     """Everything `llama-data` can be told."""
 
     input: InputConfig = field(default_factory=InputConfig)
-    output: str = MISSING  # directory
+    output: str = ""  # directory
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -134,9 +141,8 @@ class DataPipelineConfig:
     overwrite: bool = False  # replace the finished output of other settings
 
     def check(self) -> None:
-        for required in ("output", "pipeline.name", "pipeline.stages", "input.paths"):
-            if _is_missing(self, required):
-                raise ConfigError(f"{required} is not set; add {required}=... to the command")
+        if not self.output:
+            raise ConfigError("output is not set; add output=DIR, the directory for the shards")
         _at_least("workers", self.workers, 0)
         _at_least("partition_bytes", self.partition_bytes, 1)
         _at_least("max_shard_bytes", self.max_shard_bytes, 1)
@@ -156,12 +162,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
             flat |= flatten(getattr(value, each.name), f"{prefix}{each.name}.")
         return flat
     return {prefix.rstrip("."): value.value if isinstance(value, Enum) else value}
-
-
-def _is_missing(config: Any, dotted: str) -> bool:
-    for part in dotted.split("."):
-        config = getattr(config, part)
-    return config == "???"
 
 
 def _at_least(name: str, value: int, low: int) -> None:

@@ -102,7 +102,7 @@ class TextView:
         if self.text.isascii():
             return True
         unspaced = len(self.text) - len(_UNSPACED.sub("", self.text))
-        return unspaced <= UNSPACED_SHARE * self.word_lengths.sum()
+        return unspaced <= UNSPACED_SHARE * int(self.word_lengths.sum())
 
     @property
     def primary_language(self) -> str | None:

@@ -67,7 +67,9 @@ def check_columns(notes: list[dict[str, Any]], settings: InputConfig) -> None:
         column = getattr(settings, f"{role}_column")
         if column not in seen and column != getattr(InputConfig(), f"{role}_column"):
             first = next((note for note in notes if note["first_row"]), None)
-            where = f"{first['file']} row {first['first_row'][0]} has {', '.join(first['first_row'][1])}" if first else ""
+            where = (
+                f"{first['file']} row {first['first_row'][0]} has {', '.join(first['first_row'][1])}" if first else ""
+            )
             raise DataError(f"input.{role}_column={column}: no row of any file has this column; {where}")
 
 

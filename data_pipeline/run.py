@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -41,7 +42,7 @@ ROWS_PER_BUCKET = 1_000_000
 def run(config: DataPipelineConfig) -> int:
     """Do everything that `config` asks for and is not done yet; return the exit status."""
     output = Path(config.output)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     files = plan.find(config.input)
     described = _describe(config, files)
     finished = _check_output(output, described, config.overwrite)
@@ -120,9 +121,7 @@ class Pipeline:
             f"{name}.survivors", None, phases.losers_task, [(name, *each) for each in grouped], lambda each: each[1]
         )
         losers = group_blocks(decided)
-        payloads = [
-            (block, name, losers.get(str(number), []), self.config.seed) for number, block in enumerate(blocks)
-        ]
+        payloads = [(block, name, losers.get(str(number), []), self.config.seed) for number, block in enumerate(blocks)]
         commits = self._phase(name, None, phases.drop_task, payloads, _block_label)
         return _blocks(commits), total_statistics([*commits, *decided], [name])
 
@@ -147,10 +146,13 @@ class Pipeline:
         chosen = sample_limit(map(read_block, indexes), limit, training.sample_bytes)
         samples = [write.Sample(block, chosen, limit, seed) for block in blocks]
         commits = self._phase("sample", [chosen, limit], write.sample_task, samples, lambda each: each.block.path)
-        payload = write.Training(tuple(_blocks(commits)), training.vocabulary_size, training.sample_bytes)
+        payload = write.Training(tuple(_blocks(commits)), training)
         inputs = [write.VERSION, asdict(training)]
-        self._phase("tokenizer", inputs, write.tokenizer_task, [payload], lambda _: "training the tokenizer")
-        return self._folder("tokenizer") / "tokenizer.model"
+        trained = self._phase("tokenizer", inputs, write.tokenizer_task, [payload], lambda _: "training the tokenizer")
+        path = self._folder("tokenizer") / "tokenizer.model"
+        if load_tokenizer(path).fingerprint != trained[0].notes["fingerprint"]:
+            raise DataError(f"{path} is not what was trained; delete its folder and run the same command again")
+        return path
 
     def _write(self, groups: dict[str, list[Block]], tokenizer: Any) -> None:
         payloads = [
@@ -272,7 +274,7 @@ def _locked(output: Path) -> Iterator[None]:
     """Keep a second process out of the same output; the lock goes with the process, however it ends."""
     try:
         (output / ".work").mkdir(parents=True, exist_ok=True)
-        file = open(output / ".work" / "lock", "w")  # noqa: SIM115: closed below, and by the system after a kill
+        file = open(output / ".work" / "lock", "w")  # noqa: SIM115
     except OSError as error:
         raise RunError(f"output={output} cannot be written: {error.strerror}") from error
     with file:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.config import TokenizerTraining
 from data_pipeline.document import keyed_hashes
 from data_pipeline.engines.work import Block, Commit, Task, map_block, read_block, write_blocks
 from data_pipeline.report.statistics import StageStatistics
@@ -47,8 +48,7 @@ class Training:
     """The sampled texts, and what to make of them."""
 
     blocks: tuple[Block, ...]
-    vocabulary_size: int
-    sample_bytes: int
+    settings: TokenizerTraining
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,12 @@ def tokenizer_task(folder: Path, task: Task) -> Commit:
     table = table.sort_by([("hash", "ascending"), ("record_id", "ascending")])
     texts = table["text"].to_pylist()
     if len(texts) == 1:  # the one document that is taken whatever its size
-        texts[0] = texts[0].encode()[: training.sample_bytes].decode("utf-8", "ignore")
-    path = train_sentencepiece(texts, folder / "tokenizer.model", training.vocabulary_size)
-    return Commit(notes={"path": path.name, "documents": len(texts)})
+        texts[0] = texts[0].encode()[: training.settings.sample_bytes].decode("utf-8", "ignore")
+    settings = training.settings
+    train_sentencepiece(texts, folder / "tokenizer.model", settings.vocabulary_size, settings.character_coverage)
+    return Commit(
+        notes={"documents": len(texts), "fingerprint": load_tokenizer(folder / "tokenizer.model").fingerprint}
+    )
 
 
 def encode_task(folder: Path, task: Task) -> Commit:

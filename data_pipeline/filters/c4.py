@@ -17,7 +17,10 @@ POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "
 """The paper names policy notices; these are the phrases of the TensorFlow Datasets implementation."""
 
 _CITATION = re.compile(r"\[(?:\d+|edit|citation needed)\]")
-_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’）]*")
+_SENTENCE_END = re.compile(
+    "[.!?]+[\"'\u201d\u2019)\\]]*(?=\\s|$)"  # with closing quotes and brackets
+    "|[\u3002\uff01\uff1f]+"  # full-width: no space follows
+)
 SCORES = [f"{NAME}.sentences"]
 
 

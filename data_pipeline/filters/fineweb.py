@@ -14,7 +14,11 @@ from data_pipeline.filters.verdict import Judgement, Verdict, judge_each
 NAME = "fineweb"
 VERSION = 1
 
-TERMINAL_MARKS = tuple(".!?\"'”’…。！？」』।॥۔؟።")
+TERMINAL_MARKS = tuple(
+    ".!?\"'\u201d\u2019\u2026"  # Latin, with closing quotes and the ellipsis
+    "\u3002\uff01\uff1f\u300d\u300f"  # Chinese and Japanese
+    "\u0964\u0965\u06d4\u061f\u1362"  # Devanagari, Urdu, Arabic, Ethiopic
+)
 SCORES = [f"{NAME}.{name}" for name in ("punctuated_lines", "short_lines", "duplicate_characters", "newlines")]
 
 

@@ -65,7 +65,8 @@ def judge_one(view: TextView, settings: GopherRepetition) -> Verdict:
         verdict.abstain("top_ngrams")
         verdict.abstain("duplicated_ngrams")
         return verdict
-    limits = dict(zip(TOP_SIZES + DUPLICATED_SIZES, settings.max_top_ngrams + settings.max_duplicated_ngrams))
+    shares = [*settings.max_top_ngrams, *settings.max_duplicated_ngrams]
+    limits = dict(zip(TOP_SIZES + DUPLICATED_SIZES, shares, strict=True))
     for n, ids in ngram_ids(view.words, sizes=range(2, DUPLICATED_SIZES[-1] + 1)):
         if n in TOP_SIZES:
             name, share = f"top_{n}_gram", top_ngram_share(ids, n, view.word_lengths)

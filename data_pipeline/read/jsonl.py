@@ -18,12 +18,15 @@ from data_pipeline.config import InputConfig
 from data_pipeline.read.rows import Rows
 
 READ_BYTES = 1024 * 1024
+ZSTD_BLOCK_BYTES = 128 * 1024
+"""The largest block of the format (RFC 8878, section 3.1.1.2.4)."""
 
-_SENTINEL = b"llama-data: end of the compressed file"
+_SENTINEL = b"end of compressed file" * 20
+"""Repetitive, so that its compressed bytes taken for the rest of a torn frame can never spell it."""
 
 
-class DamagedFile(Exception):
-    """The compressed data breaks off or is not what it says; everything before was read."""
+class DamagedFileError(Exception):
+    """The compressed data breaks off or is not what it says; whole lines up to the block before were read."""
 
 
 def count_lines(path: Path, start: int, end: int) -> int:
@@ -51,7 +54,7 @@ def read(path: Path, start: int, end: int, first_row: int, settings: InputConfig
             _add_line(rows, row, line, size)
             row += 1
             yield
-    except DamagedFile as error:
+    except DamagedFileError as error:
         rows.problem(row, "damaged_file", 0, str(error))
 
 
@@ -116,7 +119,7 @@ def _gzip_blocks(file: BinaryIO) -> Iterator[bytes]:
             while block := stream.read(READ_BYTES):
                 yield block
     except (OSError, EOFError, zlib.error) as error:
-        raise DamagedFile(f"gzip: {error}") from error
+        raise DamagedFileError(f"gzip: {error}") from error
 
 
 def _zstd_blocks(file: BinaryIO, max_window_bytes: int) -> Iterator[bytes]:
@@ -130,18 +133,21 @@ def _zstd_blocks(file: BinaryIO, max_window_bytes: int) -> Iterator[bytes]:
     held = b""
     try:
         with decompressor.stream_reader(source, read_across_frames=True, closefd=False) as stream:
-            while block := stream.read(READ_BYTES):
+            # read1 of one zstd block: an error takes with it what the same call had decompressed before
+            while block := stream.read1(ZSTD_BLOCK_BYTES):
                 held += block
                 yield held[: -len(_SENTINEL)]
                 held = held[-len(_SENTINEL) :]
     except zstandard.ZstdError as error:
-        raise DamagedFile(f"zstd: {error}") from error
+        yield held
+        raise DamagedFileError(f"zstd: {error}") from error
     if held != _SENTINEL:
-        raise DamagedFile("zstd: the file breaks off in the middle of a frame")
+        yield held
+        raise DamagedFileError("zstd: the file breaks off in the middle of a frame")
 
 
 class _Chain(io.RawIOBase):
-    """A file, and some bytes behind it."""
+    """A file, and some bytes behind it, one by one: the library takes a whole frame in its hands for a fresh start."""
 
     def __init__(self, file: BinaryIO, tail: bytes) -> None:
         self._file = file
@@ -151,4 +157,4 @@ class _Chain(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        return self._file.read(size) or self._tail.read(size)
+        return self._file.read(size) or self._tail.read(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipeline.config import InputConfig
 from data_pipeline.read import jsonl, parquet
-from data_pipeline.read.rows import BadRecord, source_name
+from data_pipeline.read.rows import BadRecordError, source_name
 from llama_foundation.errors import ConfigError, DataError
 
 COMPRESSIONS = (".gz", ".zst")
@@ -104,11 +104,13 @@ def _describe(path: str, settings: InputConfig) -> InputFile:
         if suffix == ".parquet":
             suffix = ".parquet inside " + os.path.splitext(name)[1]
     if suffix not in FORMATS:
-        raise DataError(f"{path}: cannot read {suffix or 'a file without a suffix'}; known: .jsonl and .ndjson "
-                        "(plain, .gz, .zst), .parquet")
+        raise DataError(
+            f"{path}: cannot read {suffix or 'a file without a suffix'}; known: .jsonl and .ndjson "
+            "(plain, .gz, .zst), .parquet"
+        )
     try:
         source = source_name(settings.source or stem)
-    except BadRecord as error:
+    except BadRecordError as error:
         raise ConfigError(f"input.source={settings.source or stem} is too long for a directory name") from error
     try:
         status = os.stat(path)

@@ -16,7 +16,7 @@ VERSION = 1
 MAX_SOURCE_NAME = 120  # bytes; it becomes a directory name
 
 
-class BadRecord(Exception):
+class BadRecordError(Exception):
     """A record that cannot become a document; the message is the reason."""
 
 
@@ -27,7 +27,7 @@ def source_name(source: str) -> str:
     that does not start with a letter or digit gets `s+` in front. Different sources stay different.
 
     Raises:
-        BadRecord: the result is too long for a directory name.
+        BadRecordError: the result is too long for a directory name.
     """
     name = quote(source, safe="").replace("~", "%7E").replace("%", "+")
     if name[0] in "._-":
@@ -35,7 +35,7 @@ def source_name(source: str) -> str:
     if name[0] == "+":
         name = f"s+{name}"
     if len(name) > MAX_SOURCE_NAME:
-        raise BadRecord("source_name_too_long")
+        raise BadRecordError("source_name_too_long")
     return name
 
 
@@ -63,7 +63,7 @@ class Rows:
             self.first_row = [row, sorted(map(str, record))]
         try:
             self._add(row, record)
-        except BadRecord as problem:
+        except BadRecordError as problem:
             self.without_text += str(problem) == "missing_text"
             self.problem(row, str(problem), size, json.dumps(record, default=repr))
 
@@ -100,10 +100,10 @@ class Rows:
     def _add(self, row: int, record: dict[str, Any]) -> None:
         values = {role: record.get(column) for role, column in self.columns.items()}
         if values["text"] is None:
-            raise BadRecord("missing_text")
+            raise BadRecordError("missing_text")
         text = _decoded(values["text"], "text_is_not_a_string")
         if not text.strip():
-            raise BadRecord("empty_text")
+            raise BadRecordError("empty_text")
         source = self.default_source
         if values["source"] not in (None, "", b""):
             source = source_name(_decoded(values["source"], "source_is_not_a_string"))
@@ -122,13 +122,13 @@ def _decoded(value: Any, problem: str) -> str:
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            raise BadRecord("invalid_utf8") from error
+            raise BadRecordError("invalid_utf8") from error
     if not isinstance(value, str):
-        raise BadRecord(problem)
+        raise BadRecordError(problem)
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadRecord("lone_surrogate") from error
+        raise BadRecordError("lone_surrogate") from error
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a person sees on the way: a progress bar per phase on a terminal, one line per phase elsewhere, and a summary."""
+"""What a person sees: a progress bar per phase on a terminal, one line per phase elsewhere, and a summary."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ def summary(console: Console, stages: list[StageStatistics], output: Path) -> No
     table.add_column("stage")
     for name in ("documents in", "kept", "dropped", "kept MB"):
         table.add_column(name, justify="right")
-    table.add_column("most frequent reasons")
+    table.add_column("most frequent reasons", overflow="fold")
     for stage in stages:
         seen, kept = total(stage.seen), total(stage.kept)
         reasons = list(stage.reasons().items())

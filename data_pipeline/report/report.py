@@ -32,7 +32,7 @@ def write_report(path: Path, config: DataPipelineConfig, stages: list[StageStati
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": "{:,}".format, "megabytes": _megabytes, "percent": _percent}
+    environment.filters |= {"number": "{:,}".format, "megabytes": _megabytes, "percent": _percent, "width": _width}
     filters = [stage for stage in stages if stage.stage != SHARDS]
     page = environment.get_template("report.html.j2").render(
         config=config,
@@ -98,7 +98,8 @@ def _reasons(filters: list[StageStatistics]) -> list[dict[str, Any]]:
         for reason, tally in stage.reasons().items():
             share = tally[0] / documents
             rows.append({"name": reason, "tally": tally, "share": share, "examples": stage.examples.get(reason, [])})
-    return rows
+    largest = max((row["share"] for row in rows), default=1)
+    return [{**row, "bar": row["share"] / largest} for row in rows]
 
 
 def _tokens(shards: StageStatistics, split: str) -> int:
@@ -160,4 +161,13 @@ def _megabytes(size: int) -> str:
 
 def _percent(part: Tally | float, whole: Tally | float = 1) -> str:
     part, whole = (value[0] if isinstance(value, list) else value for value in (part, whole))
-    return f"{100 * part / whole:.1f} %" if whole else "–"
+    if not whole:
+        return "-"
+    percent = 100 * part / whole
+    return "< 0.1 %" if 0 < percent < 0.05 else f"{percent:.1f} %"
+
+
+def _width(part: Tally | float, whole: Tally | float = 1) -> str:
+    """Return the width of a bar in CSS."""
+    part, whole = (value[0] if isinstance(value, list) else value for value in (part, whole))
+    return f"{100 * part / whole:.2f}%" if whole else "0"
