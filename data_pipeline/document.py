@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 )
 """`row` counts from 0: line of a JSONL file (blank lines count), row of a Parquet file."""
 
-UNSPACED_SHARE = 0.2
+UNSPACED_SHARE = 0.1
 """Words are not marked by spaces in a text of which more than this share of characters is in `_UNSPACED`."""
 
 _UNSPACED = re.compile(

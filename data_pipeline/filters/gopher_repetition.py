@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
 from data_pipeline.document import Documents, TextView
 from data_pipeline.filters.verdict import Judgement, Verdict, judge_each
@@ -67,11 +68,11 @@ def judge_one(view: TextView, settings: GopherRepetition) -> Verdict:
         return verdict
     shares = [*settings.max_top_ngrams, *settings.max_duplicated_ngrams]
     limits = dict(zip(TOP_SIZES + DUPLICATED_SIZES, shares, strict=True))
-    for n, ids in ngram_ids(view.words, sizes=range(2, DUPLICATED_SIZES[-1] + 1)):
+    for n, places, ids in repeated_ngrams(view.words, largest=DUPLICATED_SIZES[-1]):
         if n in TOP_SIZES:
-            name, share = f"top_{n}_gram", top_ngram_share(ids, n, view.word_lengths)
+            name, share = f"top_{n}_gram", top_ngram_share(places, ids, n, view.word_lengths)
         else:
-            name, share = f"duplicated_{n}_grams", duplicated_ngram_share(ids, n, view.word_lengths)
+            name, share = f"duplicated_{n}_grams", duplicated_ngram_share(places, ids, n, view.word_lengths)
         if verdict.score(name, share) > limits[n]:
             return verdict.drop(name)
     return verdict
@@ -89,44 +90,52 @@ def duplicate_shares(pieces: list[str]) -> tuple[float, float]:
     return (count / len(pieces), characters / sum(map(len, pieces))) if pieces else (0.0, 0.0)
 
 
-def ngram_ids(words: list[str], sizes: range) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (n, int64 [words - n + 1]): equal numbers at two places mean the same n words there, exactly.
+def repeated_ngrams(words: list[str], largest: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield for n = 2 to `largest` the n-grams that occur at least twice.
 
-    An n-gram is an (n-1)-gram and a word; numbering the distinct pairs anew at every n keeps the numbers small.
+    Yields:
+        n; int64 [places], where they begin, ascending; int64 [places], equal numbers for equal n-grams, and a number
+        larger than all before at the first occurrence.
+
+    An n-gram is an (n-1)-gram and a word, so it can repeat only where its (n-1)-gram does; pairs are numbered exactly,
+    without hash collisions.
     """
-    numbers: dict[str, int] = {}
-    word_ids = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(words))
-    ids = word_ids
-    for n in range(2, sizes.stop):
-        pairs = ids[:-1] * max(len(numbers), 1) + word_ids[n - 1 :]
-        ids = np.unique(pairs, return_inverse=True)[1].reshape(-1)
-        if n in sizes:
-            yield n, ids
+    word_ids = _number(pa.array(words, pa.large_string()))
+    distinct = 1 + int(word_ids.max(initial=0))
+    repeated = np.bincount(word_ids, minlength=1)[word_ids] > 1
+    places, ids = np.flatnonzero(repeated), word_ids[repeated]
+    for n in range(2, largest + 1):
+        inside = places + n <= len(words)
+        places, ids = places[inside], ids[inside]
+        ids = _number(pa.array(ids * distinct + word_ids[places + n - 1]))
+        repeated = np.bincount(ids, minlength=1)[ids] > 1
+        places, ids = places[repeated], ids[repeated]
+        yield n, places, ids
 
 
-def top_ngram_share(ids: np.ndarray, n: int, word_lengths: np.ndarray) -> float:
+def _number(values: pa.Array) -> np.ndarray:
+    """Return int64 [values]: 0, 1, 2, ... for distinct values, in the order of their first occurrence."""
+    return values.dictionary_encode().indices.to_numpy().astype(np.int64)
+
+
+def top_ngram_share(places: np.ndarray, ids: np.ndarray, n: int, word_lengths: np.ndarray) -> float:
     """Return occurrences times length of the most frequent n-gram over all characters of words; at most 1."""
     if not len(ids):
         return 0.0
-    _, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    counts = np.bincount(ids)
     top = counts.max()
-    if top < 2:
-        return 0.0
     ends = np.concatenate(([0], np.cumsum(word_lengths)))
-    places = first[counts == top]
-    longest = (ends[places + n] - ends[places]).max()
+    candidates = places[counts[ids] == top]
+    longest = (ends[candidates + n] - ends[candidates]).max()
     return min(1.0, float(top * longest) / float(ends[-1]))
 
 
-def duplicated_ngram_share(ids: np.ndarray, n: int, word_lengths: np.ndarray) -> float:
+def duplicated_ngram_share(places: np.ndarray, ids: np.ndarray, n: int, word_lengths: np.ndarray) -> float:
     """Return the share of characters in words that lie in an n-gram which occurred before."""
     if not len(ids):
         return 0.0
-    duplicate = np.ones(len(ids), bool)
-    duplicate[np.unique(ids, return_index=True)[1]] = False
-    if not duplicate.any():
-        return 0.0
+    again = places[1:][ids[1:] <= np.maximum.accumulate(ids)[:-1]]
     covered = np.zeros(len(word_lengths), bool)
     for shift in range(n):
-        covered[shift : shift + len(ids)] |= duplicate
+        covered[again + shift] = True
     return float(word_lengths[covered].sum()) / float(word_lengths.sum())

@@ -13,7 +13,7 @@ from data_pipeline.filters.gopher_repetition import (
     duplicate_shares,
     duplicated_ngram_share,
     judge_one,
-    ngram_ids,
+    repeated_ngrams,
     top_ngram_share,
 )
 
@@ -42,19 +42,19 @@ def reference_duplicated(words, n):
 @given(st.lists(st.sampled_from(["a", "bb", "ccc", "ж", "日本"]), max_size=40))
 def test_ngram_shares_equal_the_plain_definition(words):
     lengths = np.array([len(word) for word in words], np.int64)
-    for n, ids in ngram_ids(words, range(2, 11)):
-        assert top_ngram_share(ids, n, lengths) == pytest.approx(reference_top(words, n))
-        assert duplicated_ngram_share(ids, n, lengths) == pytest.approx(reference_duplicated(words, n))
+    for n, places, ids in repeated_ngrams(words, largest=10):
+        assert top_ngram_share(places, ids, n, lengths) == pytest.approx(reference_top(words, n))
+        assert duplicated_ngram_share(places, ids, n, lengths) == pytest.approx(reference_duplicated(words, n))
 
 
 def test_ngram_shares_counted_by_hand():
     # "to be or not to be": 13 characters in words; "to be" twice, 4 characters each
     words = ["to", "be", "or", "not", "to", "be"]
     lengths = np.array([2, 2, 2, 3, 2, 2])
-    ids = dict(ngram_ids(words, range(2, 11)))
-    assert top_ngram_share(ids[2], 2, lengths) == pytest.approx(8 / 13)
-    assert duplicated_ngram_share(ids[2], 2, lengths) == pytest.approx(4 / 13)  # the first one is not counted
-    assert top_ngram_share(ids[3], 3, lengths) == 0
+    (_, *pairs), (_, *triples), *_ = repeated_ngrams(words, largest=10)
+    assert top_ngram_share(*pairs, 2, lengths) == pytest.approx(8 / 13)
+    assert duplicated_ngram_share(*pairs, 2, lengths) == pytest.approx(4 / 13)  # the first one is not counted
+    assert top_ngram_share(*triples, 3, lengths) == 0
 
 
 def test_duplicate_shares_count_from_the_second_occurrence():
