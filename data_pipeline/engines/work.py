@@ -1,0 +1,189 @@
+"""Work that survives a kill: phases of tasks, each committed whole.
+
+`DIR/.work/<phase>-<fingerprint>/` holds, for every finished task, its data files and `<task>.json` with counts and
+checksums, written last. The fingerprint covers everything that the phase's output depends on, so a folder is either
+right or not looked at, and running again does only the tasks without a commit.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_pipeline.report.statistics import StageStatistics
+from llama_foundation.errors import DataError, RunError
+from llama_foundation.files import checksum, publish, publish_json
+
+ALIGNMENT = 64
+"""Blocks start at multiples of this many bytes, as Arrow wants memory-mapped buffers."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One Arrow IPC stream inside a file."""
+
+    path: str
+    offset: int
+    length: int
+    rows: int
+    checksum: str
+    group: str = ""  # which bucket, or which split and source, the rows belong to
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of a phase. `name` is its file name in the phase's folder, `label` what an error calls it."""
+
+    name: str
+    label: str
+    payload: Any
+
+
+@dataclass
+class Commit:
+    """What a finished task leaves behind."""
+
+    blocks: list[Block] = field(default_factory=list)
+    statistics: list[StageStatistics] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def write_blocks(path: Path, tables: Iterable[tuple[str, pa.Table]], compression: str | None = "zstd") -> list[Block]:
+    """Write (group, table) pairs one behind the other into a file that appears whole."""
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    blocks = []
+    with publish(path) as file:
+        for group, table in tables:
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+                writer.write_table(table)
+            data = memoryview(sink.getvalue())
+            blocks.append(Block(str(path), file.tell(), len(data), table.num_rows, checksum(data), group))
+            file.write(data)
+    return blocks
+
+
+def read_block(block: Block) -> pa.Table:
+    """Read a block into memory.
+
+    Raises:
+        DataError: it is missing or not what was committed.
+    """
+    try:
+        with open(block.path, "rb") as file:
+            file.seek(block.offset)
+            data = file.read(block.length)
+    except OSError as error:
+        raise _damaged(block) from error
+    if len(data) != block.length or checksum(data) != block.checksum:
+        raise _damaged(block)
+    return pa.ipc.open_stream(data).read_all()
+
+
+def map_block(block: Block) -> pa.Table:
+    """Map an uncompressed block, so that its rows are read from disk when they are used; it is checked first.
+
+    Raises:
+        DataError: it is missing or not what was committed.
+    """
+    try:
+        with pa.memory_map(block.path) as file:
+            file.seek(block.offset)
+            data = file.read_buffer(block.length)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(block) from error
+    if data.size != block.length or checksum(memoryview(data)) != block.checksum:
+        raise _damaged(block)
+    return pa.ipc.open_stream(data).read_all()
+
+
+def group_blocks(commits: Iterable[Commit]) -> dict[str, list[Block]]:
+    """Return group -> its blocks from the commits of all mappers: the barrier in the middle of a shuffle."""
+    groups: dict[str, list[Block]] = {}
+    for commit in commits:
+        for block in commit.blocks:
+            groups.setdefault(block.group, []).append(block)
+    return groups
+
+
+def run_phase(
+    engine: Any,
+    folder: Path,
+    function: Callable[[Path, Task], Commit],
+    tasks: list[Task],
+    done: Callable[[int], None] = lambda count: None,
+) -> list[Commit]:
+    """Do the tasks that have no commit in `folder` yet; return the commits of all, in the order of `tasks`.
+
+    Args:
+        function: called as function(folder, task) in a worker; it writes files named after the task into the folder.
+        done: called with the number of tasks that are newly known to be finished.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    commits = {task.name: _load(folder, task) for task in tasks}
+    pending = [task for task in tasks if commits[task.name] is None]
+    done(len(tasks) - len(pending))
+    results = engine.map(partial(_perform, function, folder), pending, lambda task: task.label, lambda: done(1))
+    commits.update(zip((task.name for task in pending), results, strict=True))
+    return [commits[task.name] for task in tasks]
+
+
+def total_statistics(commits: list[Commit], stages: list[str]) -> list[StageStatistics]:
+    """Return the merged statistics of each stage that the commits carry, in the order of `stages`."""
+    totals = {stage: StageStatistics(stage) for stage in stages}
+    for commit in commits:
+        for each in commit.statistics:
+            totals[each.stage].merge(each)
+    return list(totals.values())
+
+
+def _perform(function: Callable[[Path, Task], Commit], folder: Path, task: Task) -> Commit:
+    started = time.process_time_ns()
+    try:
+        commit = function(folder, task)
+    except OSError as error:
+        raise RunError(
+            f"{task.label}: {error}; finished partitions are kept in {folder.parent}: mend this and run the same "
+            "command again"
+        ) from error
+    if commit.statistics:
+        commit.statistics[-1].cpu_milliseconds += (time.process_time_ns() - started) // 1_000_000 - sum(
+            each.cpu_milliseconds for each in commit.statistics[:-1]
+        )
+    value = asdict(commit)
+    for block in value["blocks"]:
+        block["path"] = Path(block["path"]).name  # the output directory may be moved between two runs
+    publish_json(_path(folder, task), value)
+    return commit
+
+
+def _load(folder: Path, task: Task) -> Commit | None:
+    """Return the commit of a task whose files are all there with their sizes, else None."""
+    try:
+        value = json.loads(_path(folder, task).read_bytes())
+        commit = Commit(
+            [Block(**{**each, "path": str(folder / each["path"])}) for each in value["blocks"]],
+            [StageStatistics.from_json(each) for each in value["statistics"]],
+            value["notes"],
+        )
+        whole = all(Path(each.path).stat().st_size >= each.offset + each.length for each in commit.blocks)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return commit if whole else None
+
+
+def _path(folder: Path, task: Task) -> Path:
+    return folder / f"{task.name}.json"
+
+
+def _damaged(block: Block) -> DataError:
+    return DataError(
+        f"{block.path} is missing or damaged (bytes {block.offset} to {block.offset + block.length}); "
+        "delete it and run the same command again: only what needs it is redone"
+    )

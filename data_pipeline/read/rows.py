@@ -1,0 +1,139 @@
+"""Turns raw records into record batches, and counts each one that cannot become a document."""
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from data_pipeline.config import InputConfig
+from data_pipeline.document import SCHEMA, keyed_hashes, record_id
+from data_pipeline.report.statistics import EXAMPLE_CHARACTERS, StageStatistics
+
+NAME = "read"
+VERSION = 1
+
+MAX_SOURCE_NAME = 120  # bytes; it becomes a directory name
+
+
+class BadRecordError(Exception):
+    """A record that cannot become a document; the message is the reason."""
+
+
+def source_name(source: str) -> str:
+    """Return `source` as a plain directory name.
+
+    Letters, digits and `._-` stay; every other byte of its UTF-8 becomes `+` and two hexadecimal digits, and a name
+    that does not start with a letter or digit gets `s+` in front. Different sources stay different.
+
+    Raises:
+        BadRecordError: the result is too long for a directory name.
+    """
+    name = quote(source, safe="").replace("~", "%7E").replace("%", "+")
+    if name[0] in "._-":
+        name = f"+{ord(name[0]):02X}{name[1:]}"
+    if name[0] == "+":
+        name = f"s+{name}"
+    if len(name) > MAX_SOURCE_NAME:
+        raise BadRecordError("source_name_too_long")
+    return name
+
+
+class Rows:
+    """Collects the records of one piece of a file."""
+
+    def __init__(self, file: str, default_source: str, settings: InputConfig, seed: int) -> None:
+        self.file = file
+        self.default_source = default_source
+        self.columns = settings.columns()
+        self.seed = seed
+        self.statistics = StageStatistics(NAME)
+        self.bytes = 0  # of text waiting for `take`
+        self.read = 0  # rows that held a record
+        self.without_text = 0
+        self.columns_seen: set[str] = set()
+        self.first_row: list[Any] | None = None  # [row, its columns], to explain a wrong column name
+        self._waiting: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+
+    def add(self, row: int, record: dict[str, Any], size: int) -> None:
+        """Add a record; `size` is what it takes in the file, in bytes, for the count if it is bad."""
+        self.read += 1
+        self.columns_seen.update(name for name in self.columns.values() if record.get(name) is not None)
+        if self.first_row is None:
+            self.first_row = [row, sorted(map(str, record))]
+        try:
+            self._add(row, record)
+        except BadRecordError as problem:
+            self.without_text += str(problem) == "missing_text"
+            self.problem(row, str(problem), size, json.dumps(record, default=repr))
+
+    def problem(self, row: int, reason: str, size: int, detail: str) -> None:
+        """Count a row that is no document."""
+        reason = f"{NAME}.{reason}"
+        identifier = record_id(self.default_source, self.file, row, None, None)
+        self.statistics.count(self.statistics.seen, self.default_source, None, size)
+        self.statistics.count(self.statistics.dropped, self.default_source, reason, size)
+        where = {"source": self.default_source, "file": self.file, "row": row, "language": None}
+        shown = detail[:EXAMPLE_CHARACTERS].encode("utf-8", "replace").decode()
+        hash_ = int(keyed_hashes([identifier], "example", self.seed)[0])
+        self.statistics.example(reason, {"hash": hash_, "record_id": identifier.hex(), **where, "text": shown})
+
+    def take(self) -> pa.Table | None:
+        """Return what was collected since the last call, or None."""
+        if not self._waiting["text"]:
+            return None
+        table = pa.table([pa.array(self._waiting[field.name], field.type) for field in SCHEMA], SCHEMA)
+        self._waiting = {name: [] for name in SCHEMA.names}
+        self.bytes = 0
+        return table
+
+    def notes(self) -> dict[str, Any]:
+        """What is needed to notice a wrong column name once all pieces of the file are read."""
+        return {
+            "file": self.file,
+            "rows": self.read,
+            "without_text": self.without_text,
+            "columns_seen": sorted(self.columns_seen),
+            "first_row": self.first_row,
+        }
+
+    def _add(self, row: int, record: dict[str, Any]) -> None:
+        values = {role: record.get(column) for role, column in self.columns.items()}
+        if values["text"] is None:
+            raise BadRecordError("missing_text")
+        text = _decoded(values["text"], "text_is_not_a_string")
+        if not text.strip():
+            raise BadRecordError("empty_text")
+        source = self.default_source
+        if values["source"] not in (None, "", b""):
+            source = source_name(_decoded(values["source"], "source_is_not_a_string"))
+        url, date, language = (_plain(values[role]) for role in ("url", "date", "language"))
+        size = len(text.encode())
+        document = (record_id(source, self.file, row, url, date), source, self.file, row, url, date, language, text)
+        for name, value in zip(SCHEMA.names, document, strict=True):
+            self._waiting[name].append(value)
+        self.statistics.count(self.statistics.seen, source, language, size)
+        self.statistics.count(self.statistics.kept, source, language, size)
+        self.bytes += size
+
+
+def _decoded(value: Any, problem: str) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise BadRecordError("invalid_utf8") from error
+    if not isinstance(value, str):
+        raise BadRecordError(problem)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecordError("lone_surrogate") from error
+    return value
+
+
+def _plain(value: Any) -> str | None:
+    """Return a URL, date or language as text, whatever type the file gives it."""
+    if value is None or value in ("", b""):
+        return None
+    return _decoded(value if isinstance(value, str | bytes) else str(value), "")

@@ -1,0 +1,169 @@
+import gzip
+import json
+import os
+import random
+
+import pytest
+import zstandard
+
+from data_pipeline.config import InputConfig
+from data_pipeline.read import jsonl, plan
+from data_pipeline.read.rows import Rows
+
+
+def write(path, data):
+    if path.suffix == ".gz":
+        data = gzip.compress(data)
+    elif path.suffix == ".zst":
+        data = zstandard.compress(data)
+    path.write_bytes(data)
+    return path
+
+
+def records(texts, newline="\n"):
+    return "".join(json.dumps({"text": text}) + newline for text in texts).encode()
+
+
+def read(path, partition_bytes=10**9, **settings):
+    """Return {row: text} and {reason: [rows]}, whatever the pieces."""
+    config = InputConfig(paths=[str(path)], **settings)
+    pieces = plan.cut(plan.find(config), partition_bytes, config)
+    lines = {piece: plan.count_lines(piece) for piece in pieces if plan.needs_line_count(piece)}
+    texts, problems = {}, {}
+    for piece in plan.number_rows(pieces, lines):
+        rows = Rows(piece.file.path, piece.file.source, config, seed=0)
+        for _ in jsonl.read(path, piece.start, piece.end, piece.first_row, config, rows):
+            pass
+        table = rows.take()
+        if table is not None:
+            texts.update(zip(table["row"].to_pylist(), table["text"].to_pylist(), strict=True))
+        for reason, examples in rows.statistics.examples.items():
+            problems.setdefault(reason.removeprefix("read."), []).extend(each["row"] for each in examples)
+    return texts, problems
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "jsonl.gz", "jsonl.zst"])
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    texts = ["one", "zwei\nLinien", "三", "\U0001f600 \u2028 four"]
+    path = write(tmp_path / f"a.{suffix}", records(texts))
+    assert read(path) == (dict(enumerate(texts)), {})
+
+
+@pytest.mark.parametrize("trailing", [b"", b"\n"])
+def test_any_cut_of_a_file_gives_the_same_rows(tmp_path, trailing):
+    generator = random.Random(0)
+    texts = ["x" * generator.randrange(60) + "." for _ in range(40)]
+    data = records(texts).rstrip() + trailing
+    path = write(tmp_path / "a.jsonl", data)
+    for size in [*range(1, 40), 100, len(data) - 1, len(data), len(data) + 1]:
+        assert read(path, size) == (dict(enumerate(texts)), {}), size
+
+
+def test_a_bad_line_is_counted_with_its_row_and_the_next_one_is_read(tmp_path):
+    lines = [
+        b'{"text": "first"}',
+        b"{broken",
+        b'{"text": "\xff\xfe"}',
+        b'{"other": 1}',
+        b'{"text": null}',
+        b'{"text": 5}',
+        b'{"text": " "}',
+        b'["text"]',
+        b"",
+        b'{"text": "' + b"y" * 500 + b'"}',
+        b'{"text": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"text": "s", "source": "' + b"z" * 150 + b'"}',
+        b'{"text": "nul \\u0000 stays"}',
+        b'{"text": "last"}\r',
+    ]
+    path = write(tmp_path / "a.jsonl", b"\n".join(lines))
+    texts, problems = read(path, max_line_bytes=400)
+    assert texts == {0: "first", 13: "nul \0 stays", 14: "last"}
+    assert {reason: sorted(rows) for reason, rows in problems.items()} == {
+        "invalid_json": [1],
+        "invalid_utf8": [2],
+        "missing_text": [3, 4],
+        "text_is_not_a_string": [5],
+        "empty_text": [6],
+        "not_an_object": [7],
+        "blank_line": [8],
+        "line_too_long": [9, 11],
+        "lone_surrogate": [10],
+        "source_name_too_long": [12],
+    }
+
+
+def test_deep_nesting_is_invalid_json(tmp_path):
+    path = write(tmp_path / "a.jsonl", b"[" * 100_000 + b'\n{"text": "next"}\n')
+    assert read(path) == ({1: "next"}, {"invalid_json": [0]})
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_file_that_breaks_off_keeps_what_was_before(tmp_path, suffix):
+    generator = random.Random(1)
+    texts = ["".join(generator.choices("abcdefghij \n", k=3000)) for _ in range(2000)]
+    path = write(tmp_path / f"a.jsonl.{suffix}", records(texts))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found, problems = read(path)
+    assert 500 < len(found) < 1100
+    assert found == dict(enumerate(texts[: len(found)]))
+    assert problems == {"damaged_file": [len(found)]}
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_flipped_byte_or_a_wrong_suffix_is_counted(tmp_path, suffix):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(records(["never compressed"]))
+    assert read(path) == ({}, {"damaged_file": [0]})
+
+
+def test_a_truncated_last_frame_is_noticed_at_every_length(tmp_path):
+    first, second = zstandard.compress(records(["one"])), zstandard.compress(records(["two", "three"]))
+    path = tmp_path / "a.jsonl.zst"
+    for length in range(1, len(second)):
+        path.write_bytes(first + second[:length])
+        texts, problems = read(path)
+        assert texts[0] == "one"
+        assert list(problems) == ["damaged_file"], length
+        assert set(texts.values()) <= {"one", "two", "three"}
+    path.write_bytes(first + second)
+    assert read(path) == ({0: "one", 1: "two", 2: "three"}, {})
+
+
+def test_members_and_frames_behind_each_other_are_one_file(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(records(["one"])) + gzip.compress(records(["two"])))
+    assert read(path) == ({0: "one", 1: "two"}, {})
+
+
+def test_a_window_larger_than_allowed_is_not_read(tmp_path):
+    parameters = zstandard.ZstdCompressionParameters(window_log=24, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    data = compressor.compress(records([os.urandom(1000).hex()])) + compressor.flush()
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(data)
+    assert list(read(path, max_zstd_window_bytes=2**23)[1]) == ["damaged_file"]
+    assert len(read(path)[0]) == 1
+
+
+def test_a_bomb_of_one_line_is_read_in_bounded_memory(tmp_path):
+    resource = pytest.importorskip("resource")
+    compressor = zstandard.ZstdCompressor().compressobj()
+    bomb = b"".join(compressor.compress(b"x" * 2**20) for _ in range(400)) + compressor.flush()
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(bomb + zstandard.compress(b"\n" + records(["after"])))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read(path, max_line_bytes=2**20) == ({1: "after"}, {"line_too_long": [0]})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_record(tmp_path):
+    assert read(write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + records(["one"]))) == ({0: "one"}, {})
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_an_empty_file_holds_nothing(tmp_path, suffix):
+    assert read(write(tmp_path / f"a.{suffix}", b"")) == ({}, {})
+    (tmp_path / f"b.{suffix}").touch()
+    assert read(tmp_path / f"b.{suffix}") == ({}, {})

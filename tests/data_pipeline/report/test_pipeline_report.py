@@ -1,0 +1,93 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from data_pipeline.config import DataPipelineConfig
+from data_pipeline.report.report import write_report
+from data_pipeline.report.statistics import StageStatistics
+from llama_foundation.compose import compose
+
+VOID = {"meta", "br", "link", "img", "use", "path", "input", "hr"}
+
+
+class Checker(HTMLParser):
+    """Collects what a browser would load, and tags that do not match."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.loads += [
+            value for name, value in attributes if name in ("src", "href", "xlink:href") and value[:1] != "#"
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def stages():
+    read, gopher = StageStatistics("read"), StageStatistics("gopher_quality")
+    shards = StageStatistics("shards", tokens={"web": {"train": 1234, "validation": 56}})
+    for number in range(10):
+        source = f"source{number}"
+        read.count(read.seen, source, "en", 1_000_000, 100)
+        read.count(read.kept, source, "en", 1_000_000, 100)
+        gopher.count(gopher.seen, source, "en", 1_000_000, 100)
+        gopher.count(gopher.kept, source, "en", 400_000, 40)
+        gopher.count(gopher.dropped, source, "gopher_quality.too_few_words", 600_000, 60)
+    example = {"hash": 1, "record_id": "ab", "source": "web", "file": "a.jsonl", "row": 7, "language": None}
+    gopher.example("gopher_quality.too_few_words", {**example, "text": "<script>alert('x')</script> & more"})
+    gopher.abstained["gopher_quality.stop_words"] = 77
+    return [read, gopher, shards]
+
+
+@pytest.fixture
+def page(tmp_path):
+    config = compose("data", DataPipelineConfig, ["input.paths=[a.jsonl]", "output=out"])
+    write_report(tmp_path / "report.html", config, stages())
+    return (tmp_path / "report.html").read_text()
+
+
+def test_the_report_shows_the_funnel_reasons_and_examples(page):
+    checker = Checker()
+    checker.feed(page)
+    text = " ".join(checker.text.split())
+    assert checker.open == []
+    for shown in ("1,000", "400", "40.0 %", "1,234", "gopher_quality.too_few_words600", "stop_words abstained on 77"):
+        assert shown in text
+    assert "a.jsonl · row 7" in text
+    assert "3 more" in text, "ten sources do not get ten colours"
+
+
+def test_the_report_loads_nothing_and_runs_nothing(page):
+    checker = Checker()
+    checker.feed(page)
+    assert checker.loads == []
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"url\(\s*['\"]?http|@import", page)
+
+
+def test_the_picture_takes_its_colours_from_the_page_in_light_and_dark(page):
+    svg = page[page.index("<svg") : page.index("</svg>")]
+    assert "var(--series-0)" in svg
+    assert "currentColor" in svg
+    assert not re.search(r"(fill|stroke): #", svg)
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_a_report_of_nothing_kept_is_still_written(tmp_path):
+    config = compose("data", DataPipelineConfig, ["input.paths=[a.jsonl]", "output=out"])
+    read = StageStatistics("read")
+    read.count(read.seen, "web", None, 10)
+    read.count(read.dropped, "web", "read.invalid_json", 10)
+    write_report(tmp_path / "report.html", config, [read, StageStatistics("c4"), StageStatistics("shards")])
+    assert "read.invalid_json" in (tmp_path / "report.html").read_text()
