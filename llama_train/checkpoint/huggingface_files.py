@@ -186,6 +186,7 @@ def write_safetensors(path: Path, tensors: list[OutputTensor], wrote: Callable[[
                 file.write(data)
                 wrote(len(data))
                 written += len(data)
+                del part, data  # before the next one is read
             assert written == tensor.bytes, (tensor.name, written, tensor.bytes)
         _flush(file)
 
