@@ -1,10 +1,19 @@
 """Bytes between ranks, without pickle; over no group, between nobody."""
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed
 
+from llama_foundation.errors import CheckpointError
+
 Group = torch.distributed.ProcessGroup | None
 """A gloo group, or None for a single process."""
+
+Answer = tuple[dict[str, Any], bytes]
+"""What rank 0 found out: a small JSON message, and bytes where there are many."""
 
 
 def group_rank(group: Group) -> int:
@@ -41,6 +50,24 @@ def broadcast_bytes(payload: bytes | None, group: Group) -> bytes:
     if int(size):
         torch.distributed.broadcast(data, src=source, group=group)
     return data.numpy().tobytes()
+
+
+def asked_together(ask: Callable[[], Answer], group: Group) -> Answer:
+    """Call `ask` on rank 0; return its answer, or raise its CheckpointError, on every rank."""
+    message: dict[str, Any] = {}
+    data = b""
+    if group_rank(group) == 0:
+        try:
+            message, data = ask()
+        except CheckpointError as error:
+            message = {"error": str(error)}
+        except OSError as error:
+            message = {"error": f"{error.filename}: {error.strerror}"}
+    head, _, data = broadcast_bytes(json.dumps(message).encode() + b"\n" + data, group).partition(b"\n")
+    message = json.loads(head)
+    if "error" in message:
+        raise CheckpointError(message["error"])
+    return message, data
 
 
 def _as_tensor(payload: bytes) -> torch.Tensor:

@@ -77,8 +77,9 @@ def import_native(
             entry = source.tensors[WEIGHTS + name]
             for offsets, lengths in pieces(entry):
                 part = source.read(WEIGHTS + name, offsets, lengths).to(dtype or entry.dtype)
+                size = part.nbytes
                 yield Chunk(WEIGHTS + name, entry.shape, offsets, part)
-                wrote(part.nbytes)
+                wrote(size)
 
     with _appearing(output) as partial:
         tokenizer = {f"tokenizer/{name}": path for name, path in source.tokenizer_files().items()}

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llama_foundation.errors import CheckpointError
-from llama_train.checkpoint.collective import Group
+from llama_train.checkpoint.collective import Answer, Group, asked_together
 from llama_train.checkpoint.huggingface_config import from_huggingface
 from llama_train.checkpoint.index import TensorEntry
 from llama_train.checkpoint.restore import WEIGHTS, pieces
@@ -45,6 +45,8 @@ def is_huggingface(path: Path) -> bool:
 class HuggingFaceDirectory:
     """The weights of a Hugging Face Llama, under our names, read when asked for.
 
+    With a group, all of its ranks make one each; rank 0 looks into the files and tells the others.
+
     Unlike a checkpoint's own files these may be symbolic links: the Hugging Face cache is made of them. Safetensors
     carry no checksums; their headers are checked.
 
@@ -57,14 +59,11 @@ class HuggingFaceDirectory:
         self.group = group
         self.tensors: dict[str, TensorEntry] = {}
         self._files: dict[str, Path] = {}
-        self._config = from_huggingface(_json_object(directory / CONFIG), directory / CONFIG)
-        for path in _weight_files(directory):
-            with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    if not name.endswith(_BUFFER):
-                        self._add(WEIGHTS + name, path, file.get_slice(name))
-        if self._config.tied_embeddings and _HEAD in self.tensors:
-            self._drop_tied_head()
+        message, _ = asked_together(self._look, group)
+        self._config = from_huggingface(message["config"], directory / CONFIG)
+        for name, (dtype, shape, file) in message["tensors"].items():
+            self.tensors[name] = TensorEntry(_DTYPES[dtype], tuple(shape))
+            self._files[name] = directory / file
 
     def read(self, name: str, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> torch.Tensor:
         """Return one rectangle of a tensor; only its bytes are read."""
@@ -80,6 +79,22 @@ class HuggingFaceDirectory:
         """Return the tokenizer's files by name."""
         found = {name: self.directory / name for name in TOKENIZER_FILES if (self.directory / name).is_file()}
         return found if {"tokenizer.model", "tokenizer.json"} & found.keys() else {}
+
+    def _look(self) -> Answer:
+        """On rank 0: read the headers of all files."""
+        value = _json_object(self.directory / CONFIG)
+        tied = from_huggingface(value, self.directory / CONFIG).tied_embeddings
+        for path in _weight_files(self.directory):
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    if not name.endswith(_BUFFER):
+                        self._add(WEIGHTS + name, path, file.get_slice(name))
+        if tied and _HEAD in self.tensors:
+            self._drop_tied_head()
+        tensors = {
+            name: [_NAMES[entry.dtype], entry.shape, self._files[name].name] for name, entry in self.tensors.items()
+        }
+        return {"config": value, "tensors": tensors}, b""
 
     def _add(self, name: str, path: Path, stored: Any) -> None:
         dtype = _DTYPES.get(stored.get_dtype())
@@ -171,6 +186,7 @@ def write_safetensors(path: Path, tensors: list[OutputTensor], wrote: Callable[[
                 file.write(data)
                 wrote(len(data))
                 written += len(data)
+                del part, data  # before the next one is read
             assert written == tensor.bytes, (tensor.name, written, tensor.bytes)
         _flush(file)
 

@@ -335,13 +335,13 @@ def _check_bytes_used_once(tensors: dict[str, TensorEntry], chunks: dict[str, Ch
 
 
 def _column(entry: dict[str, Any], column: str, shape: tuple[int, ...], name: str, where: Path | str) -> numpy.ndarray:
+    # types are looked at before numpy is: it would take strings and fractions too, and make room for the longest string
     rows = entry.get(column)
     right = isinstance(rows, list) and len(rows) == shape[0]
     if right and len(shape) == 2:
-        right = all(isinstance(row, list) and len(row) == shape[1] for row in rows)
-        rows = [value for row in rows for value in row] if right else rows
-    # numpy would take strings and fractions too, and make room for the longest of the strings
-    if not right or not all(type(value) is int and -(2**62) < value < 2**62 for value in rows):
+        right = set(map(type, rows)) <= {list} and set(map(len, rows)) <= {shape[1]}
+        rows = list(itertools.chain.from_iterable(rows)) if right else rows
+    if not right or not set(map(type, rows)) <= {int} or (rows and not -(2**62) < min(rows) <= max(rows) < 2**62):
         _refuse(where, f"{name}: {column} is not a table of integers of shape {list(shape)}")
     return numpy.array(rows, dtype=numpy.int64).reshape(shape)
 

@@ -7,7 +7,7 @@ bytes is used. What a rank does not need it neither reads nor verifies.
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from llama_foundation.compose import to_object
 from llama_foundation.errors import CheckpointError, ConfigError
 from llama_foundation.files import checksum
-from llama_train.checkpoint.collective import Group, broadcast_bytes, gather_bytes, group_rank
+from llama_train.checkpoint.collective import Answer, Group, asked_together, gather_bytes
 from llama_train.checkpoint.index import (
     INDEX,
     Index,
@@ -34,9 +34,6 @@ from llama_train.engine.engine import Chunk
 
 WEIGHTS = "weights/"
 """What stands before the canonical name of a weight."""
-
-Answer = tuple[dict[str, Any], bytes]
-"""What rank 0 found out: a small message, and the bytes of an index where there is one."""
 
 
 class WeightSource(Protocol):
@@ -129,7 +126,7 @@ def open_checkpoint(path: Path | str, group: Group = None) -> Checkpoint:
         directory = find_checkpoint(Path(path))
         return {"directory": str(directory)}, _checked_index_bytes(directory)
 
-    return _opened(*_asked_together(find, group), group)
+    return _opened(*asked_together(find, group), group)
 
 
 def newest_good(directory: Path | str, group: Group = None) -> tuple[Checkpoint | None, list[str]]:
@@ -156,7 +153,7 @@ def newest_good(directory: Path | str, group: Group = None) -> tuple[Checkpoint 
             raise CheckpointError(f"{directory}: no checkpoint is good: {'; '.join(skipped)}")
         return {"skipped": []}, b""
 
-    message, data = _asked_together(find, group)
+    message, data = asked_together(find, group)
     return (_opened(message, data, group) if data else None), message["skipped"]
 
 
@@ -198,7 +195,7 @@ def restore(source: WeightSource, targets: Iterable[Chunk]) -> Iterator[Chunk]:
         check_same_tensors(source, {name: tuple(shape) for name, shape in together.items()})
         return {}, b""
 
-    _asked_together(compare, source.group)
+    asked_together(compare, source.group)
     for name, shape, offsets, lengths in wanted:
         yield Chunk(name, shape, offsets, source.read(name, offsets, lengths))
 
@@ -259,24 +256,6 @@ def _checked_index_bytes(directory: Path) -> bytes:
 def _opened(message: dict[str, Any], data: bytes, group: Group) -> Checkpoint:
     directory = Path(message["directory"])
     return Checkpoint(directory, parse_index(data, directory / INDEX), group)
-
-
-def _asked_together(ask: Callable[[], Answer], group: Group) -> Answer:
-    """Call `ask` on rank 0; return its answer, or raise its CheckpointError, on every rank."""
-    message: dict[str, Any] = {}
-    data = b""
-    if group_rank(group) == 0:
-        try:
-            message, data = ask()
-        except CheckpointError as error:
-            message = {"error": str(error)}
-        except OSError as error:
-            message = {"error": f"{error.filename}: {error.strerror}"}
-    head, _, data = broadcast_bytes(json.dumps(message).encode() + b"\n" + data, group).partition(b"\n")
-    message = json.loads(head)
-    if "error" in message:
-        raise CheckpointError(message["error"])
-    return message, data
 
 
 def _inside(shape: tuple[int, ...], offsets: tuple[int, ...], lengths: tuple[int, ...]) -> bool:

@@ -260,6 +260,7 @@ def write_rank_file(path: Path, chunks: Iterable[Chunk]) -> dict[str, Any]:
                 part["lengths"].append(list(chunk.tensor.shape))
                 part["checksums"].append("".join(digests))
                 position += size
+                del chunk, data, block  # before the next one is made
             _flush(file)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0

@@ -1,15 +1,15 @@
+import contextlib
 import json
 import os
 import struct
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import xxhash
-from checkpoint_helpers import rank_chunks, whole_tensors
+from checkpoint_helpers import multiprocessing_context, rank_chunks, whole_tensors
 
 from llama_foundation.errors import CheckpointError
 from llama_train.checkpoint import store as store_module
@@ -231,38 +231,33 @@ def test_only_one_copy_is_held_at_a_time(tmp_path, monkeypatch):
     assert store.steps() == [1, 2, 3]
 
 
-KILLED = """
-import sys, torch
-from pathlib import Path
-from llama_train.checkpoint.store import CheckpointStore
-from llama_train.engine.engine import Chunk
-store = CheckpointStore(Path(sys.argv[1]), keep_last=2)
-step = int(sys.argv[2])
-while True:
-    store.save(step, [Chunk("weights/a", (512, 256), (0, 0), torch.full((512, 256), float(step)))], {"step": step})
-    print(step, flush=True)
-    step += 1
-"""
+def _save_until_killed(directory, step, said):
+    torch.set_num_threads(1)
+    store = CheckpointStore(directory, keep_last=2)
+    while True:
+        store.save(step, [Chunk("weights/a", (512, 256), (0, 0), torch.full((512, 256), float(step)))], {"step": step})
+        said.send(step)
+        step += 1
 
 
 def test_kill_9_at_any_moment_leaves_a_good_latest_checkpoint(tmp_path):
     directory = tmp_path / "checkpoints"
+    context = multiprocessing_context()
     reached = 0
-    for kill in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, directory, str(reached + 1)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(3):
-            said = int(process.stdout.readline())
-        time.sleep(0.004 * kill)
-        process.kill()
-        said = int([said, *process.stdout.read().split()][-1])
-        process.wait()
+    for kill in range(12):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_save_until_killed, args=(directory, reached + 1, sender))
+        process.start()
+        sender.close()
+        said = [receiver.recv() for _ in range(2)]
+        time.sleep(0.003 * kill)
+        process.kill()  # SIGKILL
+        process.join()
+        with contextlib.suppress(EOFError):
+            while True:
+                said.append(receiver.recv())
         checkpoint = open_checkpoint(directory)
-        assert checkpoint.step in (said, said + 1)  # killed after the rename, before it could say so
+        assert checkpoint.step in (said[-1], said[-1] + 1)  # or killed after the rename, before it could say so
         assert checkpoint.state == {"step": checkpoint.step}
         assert (checkpoint.read("weights/a", (0, 0), (512, 256)) == checkpoint.step).all()
         reached = checkpoint.step
