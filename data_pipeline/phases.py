@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.config import InputConfig
-from data_pipeline.document import Documents
+from data_pipeline.document import Documents, text_bytes
 from data_pipeline.engines.work import Block, Commit, Task, read_block, write_blocks
 from data_pipeline.read import jsonl, parquet, plan
 from data_pipeline.read.rows import Rows
@@ -16,6 +16,7 @@ from data_pipeline.report.statistics import StageStatistics
 from data_pipeline.stages import STAGES, apply_local, drop
 from llama_foundation.errors import DataError
 
+_SLICE_BYTES = 2 * 1024 * 1024  # of text judged at once
 _OPTIONAL = ("source", "url", "date", "language")
 
 
@@ -76,12 +77,14 @@ def check_columns(notes: list[dict[str, Any]], settings: InputConfig) -> None:
 def local_task(folder: Path, task: Task) -> Commit:
     """Take one block through consecutive local stages; words and lines are split once for all of them."""
     block, stages, seed = task.payload
-    documents = _documents(block)
-    statistics = []
-    for name, settings in stages:
-        statistics.append(StageStatistics(name))
-        documents = apply_local(STAGES[name], documents, settings, statistics[-1], seed)
-    return Commit(_write(folder, task, documents), statistics)
+    statistics = [StageStatistics(name) for name, _ in stages]
+    kept = []
+    for batch in _slices(_documents(block).batch):
+        documents = Documents(batch)
+        for (name, settings), counts in zip(stages, statistics, strict=True):
+            documents = apply_local(STAGES[name], documents, settings, counts, seed)
+        kept.append(documents.batch)
+    return Commit(_write(folder, task, pa.Table.from_batches(kept)), statistics)
 
 
 def keys_task(folder: Path, task: Task) -> Commit:
@@ -122,15 +125,20 @@ def drop_task(folder: Path, task: Task) -> Commit:
             reasons[row] = STAGES[name].reason
     statistics = StageStatistics(name)
     kept = drop(documents, documents, reasons, statistics, seed)
-    return Commit(_write(folder, task, kept), [statistics])
+    return Commit(_write(folder, task, pa.Table.from_batches([kept.batch])), [statistics])
 
 
 def _documents(block: Block) -> Documents:
     return Documents(read_block(block).combine_chunks().to_batches()[0])
 
 
-def _write(folder: Path, task: Task, documents: Documents) -> list[Block]:
-    if not len(documents):
-        return []
-    table = pa.Table.from_batches([documents.batch])
-    return write_blocks(folder / f"{task.name}.arrow", [("", table)])
+def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a partition by rows: its words as Python strings would take ten times the memory of its text."""
+    numbers = np.cumsum(text_bytes(batch)) // _SLICE_BYTES
+    starts = np.unique(numbers, return_index=True)[1].tolist()
+    for start, end in zip(starts, [*starts[1:], batch.num_rows], strict=True):
+        yield batch.slice(start, end - start)
+
+
+def _write(folder: Path, task: Task, table: pa.Table) -> list[Block]:
+    return write_blocks(folder / f"{task.name}.arrow", [("", table.combine_chunks())]) if table.num_rows else []
