@@ -62,7 +62,13 @@ def steps(run: Path, processes: int, corpus: str = CORPUS, extra: tuple[str, ...
             "1-shards",
             "Clean, deduplicate and tokenise the text",
             [
-                *(*python, "data_pipeline", "pipeline=quickstart", "tokenizer=sentencepiece_4k"),
+                *(
+                    *python,
+                    "data_pipeline",
+                    "pipeline=quickstart",
+                    "tokenizer=sentencepiece_4k",
+                    "validation.fraction=0.02",
+                ),
                 *(f"input.paths=[{corpus}]", f"output={run}/shards", "workers=2"),
             ],
         ),
