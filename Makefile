@@ -8,11 +8,12 @@ WORKERS ?= 0
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test lint format
+.PHONY: help setup quickstart test prove lint format
 help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
+	@echo "make prove       every layout against one process, in float64"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
 
@@ -35,6 +36,9 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
+
+prove: $(INSTALLED)
+	$(VENV)/bin/python -m llama_train.prove experiment=quickstart
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,8 @@
 """The one way every command turns its Hydra configuration into a checked, typed object.
 
 A command owns a dataclass (its schema) and an entry file `configs/<entry>.yaml` (`configs/commands/<entry>.yaml` where
-it chooses from no group), whose defaults list starts with `<entry>_schema`. `main` composes the entry with the user's overrides, checks it as a whole, and calls the command.
+it chooses from no group), whose defaults list starts with `<entry>_schema`. `main` composes the entry with the user's
+overrides, checks it as a whole, and calls the command.
 Hydra's own flags (`--cfg job --resolve`, `--multirun`, `--info`, `--help`) go to Hydra.
 """
 

@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_foundation import compose
+from llama_foundation.errors import ConfigError
 from llama_train.config import ActivationCheckpointing, TrainConfig
+from llama_train.prove.faults import FAULTS
 from llama_train.prove.harness import BATCH_SIZE, Case, Outcome, compare, make_shards, run_case
 from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS, shrink
 
@@ -33,6 +35,11 @@ class ProveConfig(TrainConfig):
     """A training configuration, and how to prove it."""
 
     prove: ProveSettings = field(default_factory=ProveSettings)
+
+    def check(self) -> None:
+        super().check()
+        if self.prove.fault is not None and self.prove.fault not in FAULTS:
+            raise ConfigError(f"prove.fault={self.prove.fault} is not known; use one of {', '.join(FAULTS)}")
 
 
 REFERENCE = Case("1 process", ((1, STEPS),), micro_batch_size=BATCH_SIZE)
