@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from llama_train.checkpoint.restore import open_checkpoint
+from llama_train.prove.harness import whole
 from tests.llama_train.conftest import command, environment
 from tests.llama_train.test_train import assert_same_bits, records
 
@@ -97,6 +100,20 @@ def test_killed_runs_end_with_the_bits_of_a_run_left_alone(
     assert resumed.returncode == 0, resumed.stderr
     assert_same_bits(tmp_path / "alone" / "checkpoints", run / "checkpoints")
     assert final_history(run) == final_history(tmp_path / "alone")
+
+
+def test_initial_weights_have_the_same_bits_on_one_and_two_ranks(
+    tiny: list[str], tmp_path: Path, launch: Callable
+) -> None:
+    still = [*tiny, "steps=1", "optimizer.learning_rate=0"]  # the checkpoint after one step holds what it began with
+    for name, processes in (("one", 1), ("two", 2)):
+        done = launch([*still, f"name={name}"], processes=processes)
+        assert done.returncode == 0, done.stderr
+    one, two = (open_checkpoint(tmp_path / name) for name in ("one", "two"))
+    weights = [name for name in one.tensors if name.startswith("weights/")]
+    assert len(weights) == 2 * 9 + 3
+    for name in weights:
+        assert torch.equal(whole(one, name), whole(two, name)), name
 
 
 def test_sigterm_leaves_a_checkpoint_of_the_last_step(tiny: list[str], tmp_path: Path, start: Callable) -> None:
