@@ -225,8 +225,10 @@ def test_main_runs_the_command_and_returns_what_it_returns(toy, monkeypatch) -> 
     assert main("toy", Toy, lambda config: 7) == 7
 
 
-def test_cfg_job_prints_the_composed_configuration_and_runs_nothing(toy, monkeypatch, capsys) -> None:
-    status, seen = run(monkeypatch, "--cfg", "job", "--resolve", "experiment=large", "name=${output}-x", "steps=???")
+@pytest.mark.parametrize("flags_first", [True, False])
+def test_cfg_job_prints_the_composed_configuration_and_runs_nothing(toy, monkeypatch, capsys, flags_first) -> None:
+    flags, overrides = ["--cfg", "job", "--resolve"], ["experiment=large", "name=${output}-x", "steps=???"]
+    status, seen = run(monkeypatch, *(flags + overrides if flags_first else overrides + flags))
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (status, seen) == (0, [])
     assert (printed["model"]["hidden_size"], printed["rate"], printed["name"]) == (8, 0.5, "runs-x")
