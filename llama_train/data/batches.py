@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from data_pipeline.shards.reader import ShardRoot, ShardSet
-from llama_foundation.errors import ConfigError, DataError
+from llama_foundation.errors import DataError
 from llama_train.config import DataConfig
-from llama_train.data.windows import Windows
+from llama_train.data.batch_size import check_divides
+from llama_train.data.windows import Piece, Windows
 from llama_train.model.llama import IGNORE
 
 
@@ -38,30 +39,61 @@ def read_window(shards: ShardSet, shard: int, start: int, length: int) -> Window
     return shards.read(shard, start, length), shards.document_starts_within(shard, start, length)
 
 
+def read_pack(shards: ShardSet, shard: int, pieces: Sequence[Piece]) -> list[np.ndarray]:
+    """Read the token ids of every piece of a pack."""
+    return [shards.read(shard, start, length) for start, length in pieces]
+
+
 def make_micro_batch(windows: Sequence[Window], document_masks: bool = True) -> MicroBatch:
     """Make tensors of windows of one length.
 
     With document masks, a document that starts inside a row starts at position 0 and has the next id, and the token
     before it has no label: nothing in its own document follows it. A row that begins inside a document counts from 0.
     """
-    rows = np.stack([tokens for tokens, _ in windows]).astype(np.int64)
-    tokens, labels = rows[:, :-1], rows[:, 1:].copy()
-    columns = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    if not document_masks:
-        return MicroBatch(_tensor(tokens), _tensor(labels), None, _tensor(columns))
-    starts = np.zeros(rows.shape, dtype=bool)
-    for row, (_, inside) in enumerate(windows):
-        starts[row, inside] = True
-    labels[starts[:, 1:]] = IGNORE
-    later = starts[:, :-1].copy()
-    later[:, 0] = False
-    first_column = np.maximum.accumulate(np.where(later, columns, 0), axis=1)
-    return MicroBatch(
-        tokens=_tensor(tokens),
-        labels=_tensor(labels),
-        document_ids=_tensor(np.cumsum(later, axis=1)),
-        positions=_tensor(columns - first_column),
-    )
+    length = len(windows[0][0]) - 1
+    tokens, labels, document_ids, positions = (np.empty((len(windows), length), np.int64) for _ in range(4))
+    for row, (window, starts) in enumerate(windows):
+        tokens[row], labels[row] = window[:-1], window[1:]
+        if not document_masks:
+            positions[row] = _count_to(length)
+            continue
+        inside = starts[starts > 0]
+        labels[row, inside - 1] = IGNORE
+        _number(document_ids[row], positions[row], np.concatenate(([0], inside[inside < length])))
+    ids = torch.from_numpy(document_ids) if document_masks else None
+    return MicroBatch(torch.from_numpy(tokens), torch.from_numpy(labels), ids, torch.from_numpy(positions))
+
+
+def make_packed_micro_batch(packs: Sequence[Sequence[np.ndarray]], sequence_length: int) -> MicroBatch:
+    """Make tensors of packs of pieces.
+
+    A piece is a document of its own: it starts at position 0, also where it continues one that was cut, has the next
+    id, and its last token has no label. What is left of a row is padding: token 0, no labels, an id of its own.
+    """
+    shape = (len(packs), sequence_length)
+    tokens, labels, document_ids, positions = (np.empty(shape, np.int64) for _ in range(4))
+    for row, pieces in enumerate(packs):
+        ends = np.cumsum([len(piece) for piece in pieces])
+        used = int(ends[-1])
+        np.concatenate(pieces, out=tokens[row, :used])
+        tokens[row, used:] = 0
+        labels[row, : used - 1] = tokens[row, 1:used]
+        labels[row, ends - 1] = IGNORE
+        labels[row, used:] = IGNORE
+        _number(document_ids[row], positions[row], np.concatenate(([0], ends[ends < sequence_length])))
+    return MicroBatch(*(torch.from_numpy(array) for array in (tokens, labels, document_ids, positions)))
+
+
+def _number(document_ids: np.ndarray, positions: np.ndarray, firsts: np.ndarray) -> None:
+    """Fill a row's document ids and positions, given the columns at which documents begin, 0 among them."""
+    sizes = np.diff(firsts, append=len(positions))
+    document_ids[:] = np.repeat(np.arange(len(firsts)), sizes)
+    np.subtract(_count_to(len(positions)), np.repeat(firsts, sizes), out=positions)
+
+
+@functools.lru_cache(maxsize=4)
+def _count_to(stop: int) -> np.ndarray:
+    return np.arange(stop)
 
 
 def validation_micro_batches(
@@ -99,28 +131,6 @@ def validation_micro_batches(
     return micro_batches
 
 
-def check_divides(setting: str, batch_size: int, data_world: int, micro_batch_size: int) -> None:
-    """Check that a batch divides into micro-batches of all ranks.
-
-    Raises:
-        ConfigError: naming the setting, the layout, and the values that would do.
-    """
-    per_pass = data_world * micro_batch_size
-    if batch_size % per_pass == 0:
-        return
-    below, above = batch_size // per_pass * per_pass, -(-batch_size // per_pass) * per_pass
-    sizes = f"{setting}={below} or {above}" if below else f"{setting}={above}"
-    message = (
-        f"{setting}={batch_size} does not divide into micro-batches of layout.micro_batch_size={micro_batch_size} on "
-        f"{data_world} data-parallel ranks; use {sizes}"
-    )
-    if batch_size % data_world == 0:
-        share = batch_size // data_world
-        fitting = [str(size) for size in range(1, min(share, 64) + 1) if share % size == 0]
-        message += f", or layout.micro_batch_size={', '.join(fitting)}"
-    raise ConfigError(message)
-
-
 @dataclass(frozen=True)
 class _ValidationWindows:
     """Every validation window in the order of evaluation, as (source number, window of that source)."""
@@ -133,7 +143,8 @@ class _ValidationWindows:
     def locate(self, position: int) -> tuple[str, int, int]:
         """Return (source, shard, token offset)."""
         number = int(self.source_numbers[position])
-        return self.sources[number], *self.windows[number].locate(int(self.window_numbers[position]))
+        shard, ((start, _),) = self.windows[number].locate(int(self.window_numbers[position]))
+        return self.sources[number], shard, start
 
 
 @functools.lru_cache(maxsize=2)
@@ -146,7 +157,3 @@ def _validation_windows(root: ShardRoot, sequence_length: int) -> _ValidationWin
     progress = (window_numbers + 0.5) / np.repeat(counts, counts)
     turns = np.lexsort((source_numbers, progress))
     return _ValidationWindows(sources, windows, source_numbers[turns], window_numbers[turns])
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, order="C"))
