@@ -74,24 +74,27 @@ def pack(config: PackConfig) -> None:
 
 def _table(statistics: dict[str, PackStatistics], sequence_length: int) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1))
-    headings = ("source", "packing", "sequences", "documents cut", "tokens of those", "padding", "tokens not used")
+    headings = ("source", "packing", "sequences", "cut documents", "their tokens", "padding", "unused")
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < 2 else "right")
     rows = dict(statistics)
     if len(rows) > 1:
         rows["all"] = sum(statistics.values(), NOTHING)
     for source, s in rows.items():
-        cut, tokens = _share(s.cut_documents, s.documents), _share(s.tokens_of_cut_documents, s.tokens)
         padding = _share(s.padding_tokens, s.packs * sequence_length)
-        table.add_row(source, "best fit", f"{s.packs:,}", cut, tokens, padding, "0")
-        cut = _share(s.concatenate_cut_documents, s.documents)
-        tokens = _share(s.concatenate_tokens_of_cut_documents, s.tokens)
-        table.add_row("", "concatenate", f"{s.windows:,}", cut, tokens, "0", f"{s.concatenate_unused_tokens:,}")
+        cut = _share(s.cut_documents, s.documents), _share(s.tokens_of_cut_documents, s.tokens)
+        table.add_row(source, "best fit", f"{s.packs:,}", *cut, padding, _share(0, s.tokens))
+        cut = (
+            _share(s.concatenate_cut_documents, s.documents),
+            _share(s.concatenate_tokens_of_cut_documents, s.tokens),
+        )
+        unused = _share(s.concatenate_unused_tokens, s.tokens)
+        table.add_row("", "cut", f"{s.windows:,}", *cut, _share(0, 1), unused)
     return table
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part:,} ({part / max(whole, 1):.2%})"
+    return f"{part / max(whole, 1):.3%}"
 
 
 if __name__ == "__main__":
