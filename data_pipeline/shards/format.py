@@ -83,15 +83,17 @@ class Index:
         """Return the token offsets of the documents from `first` up to `last` and the end: int64 [last - first + 1]."""
         sequences = np.array(self.document_indices[first : last + 1])
         low, high = int(sequences[0]), int(sequences[-1])
-        pointers = np.append(self.pointers[low:high], self._byte(high))
+        pointers = self.pointers[low : high + 1]
+        if high == len(self.pointers):
+            pointers = np.append(pointers, self._byte(high))
         return pointers[sequences - low] // self.dtype.itemsize
 
     def document_starts_within(self, start: int, stop: int) -> np.ndarray:
         """Return the token offsets from `start` up to `stop` at which documents start: int64, ascending."""
-        low = max(int(np.searchsorted(self._landmarks, start)) - 1, 0) * _LANDMARK
-        high = min(int(np.searchsorted(self._landmarks, stop)) * _LANDMARK, self.documents)
+        low = max(int(self._landmarks.searchsorted(start)) - 1, 0) * _LANDMARK
+        high = min(int(self._landmarks.searchsorted(stop)) * _LANDMARK, self.documents)
         starts = self.document_starts_between(low, high)[:-1]
-        return starts[np.searchsorted(starts, start) : np.searchsorted(starts, stop)]
+        return starts[starts.searchsorted(start) : starts.searchsorted(stop)]
 
     def document_at(self, token: int) -> int:
         """Return the document that token offset `token` belongs to, by binary search."""

@@ -142,7 +142,7 @@ class PackSet:
     def locate(self, pack: int) -> tuple[int, int]:
         """Return (shard, pack in that shard) of a pack of the source."""
         assert 0 <= pack < self.count, (pack, self.count)
-        shard = int(np.searchsorted(self._shard_ends, pack, side="right"))
+        shard = int(self._shard_ends.searchsorted(pack, side="right"))
         return shard, pack - (int(self._shard_ends[shard - 1]) if shard else 0)
 
     def pieces(self, pack: int) -> tuple[int, tuple[tuple[int, int], ...]]:

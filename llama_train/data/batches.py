@@ -1,7 +1,8 @@
 """Sample ids to tensors."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ class MicroBatch:
     positions: torch.Tensor
 
 
+_BLOCK_BYTES = 8 << 20
+
 Window = tuple[np.ndarray, np.ndarray]
 """Token ids [sequence_length + 1] and where in them documents start (int64, may be empty)."""
 
@@ -44,14 +47,30 @@ def read_pack(shards: ShardSet, shard: int, pieces: Sequence[Piece]) -> list[np.
     return [shards.read(shard, start, length) for start, length in pieces]
 
 
-def make_micro_batch(windows: Sequence[Window], document_masks: bool = True) -> MicroBatch:
-    """Make tensors of windows of one length.
+def row_blocks(rows: int, sequence_length: int, together: int) -> Iterator[np.ndarray]:
+    """Yield memory for the four tensors of `together` rows at a time, until there is some for all `rows`.
+
+    It is allocated in blocks of up to 8 MiB: 64 KiB at a time, the memory went back to the system after every step, and
+    a third of the loader's time was its page faults.
+    """
+    per_block = max(together, _BLOCK_BYTES // (4 * 8 * sequence_length) // together * together)
+    for first in range(0, rows, per_block):
+        count = min(per_block, rows - first)
+        block = np.empty((4, count, sequence_length), np.int64)
+        for row in range(0, count, together):
+            yield block[:, row : row + together]
+
+
+def make_micro_batch(
+    windows: Sequence[Window], document_masks: bool = True, memory: np.ndarray | None = None
+) -> MicroBatch:
+    """Make tensors of windows of one length, in `memory` (int64 [4, windows, length]) if it is given.
 
     With document masks, a document that starts inside a row starts at position 0 and has the next id, and the token
     before it has no label: nothing in its own document follows it. A row that begins inside a document counts from 0.
     """
     length = len(windows[0][0]) - 1
-    tokens, labels, document_ids, positions = (np.empty((len(windows), length), np.int64) for _ in range(4))
+    tokens, labels, document_ids, positions = _rows(memory, len(windows), length)
     for row, (window, starts) in enumerate(windows):
         tokens[row], labels[row] = window[:-1], window[1:]
         if not document_masks:
@@ -64,16 +83,17 @@ def make_micro_batch(windows: Sequence[Window], document_masks: bool = True) -> 
     return MicroBatch(torch.from_numpy(tokens), torch.from_numpy(labels), ids, torch.from_numpy(positions))
 
 
-def make_packed_micro_batch(packs: Sequence[Sequence[np.ndarray]], sequence_length: int) -> MicroBatch:
-    """Make tensors of packs of pieces.
+def make_packed_micro_batch(
+    packs: Sequence[Sequence[np.ndarray]], sequence_length: int, memory: np.ndarray | None = None
+) -> MicroBatch:
+    """Make tensors of packs of pieces, in `memory` (int64 [4, packs, sequence_length]) if it is given.
 
     A piece is a document of its own: it starts at position 0, also where it continues one that was cut, has the next
     id, and its last token has no label. What is left of a row is padding: token 0, no labels, an id of its own.
     """
-    shape = (len(packs), sequence_length)
-    tokens, labels, document_ids, positions = (np.empty(shape, np.int64) for _ in range(4))
+    tokens, labels, document_ids, positions = _rows(memory, len(packs), sequence_length)
     for row, pieces in enumerate(packs):
-        ends = np.cumsum([len(piece) for piece in pieces])
+        ends = np.array(list(itertools.accumulate(len(piece) for piece in pieces)))
         used = int(ends[-1])
         np.concatenate(pieces, out=tokens[row, :used])
         tokens[row, used:] = 0
@@ -84,9 +104,16 @@ def make_packed_micro_batch(packs: Sequence[Sequence[np.ndarray]], sequence_leng
     return MicroBatch(*(torch.from_numpy(array) for array in (tokens, labels, document_ids, positions)))
 
 
+def _rows(memory: np.ndarray | None, rows: int, length: int) -> np.ndarray:
+    memory = np.empty((4, rows, length), np.int64) if memory is None else memory
+    assert memory.shape == (4, rows, length), memory.shape
+    return memory
+
+
 def _number(document_ids: np.ndarray, positions: np.ndarray, firsts: np.ndarray) -> None:
     """Fill a row's document ids and positions, given the columns at which documents begin, 0 among them."""
-    sizes = np.diff(firsts, append=len(positions))
+    stops = np.concatenate((firsts[1:], [len(positions)]))
+    sizes = stops - firsts
     document_ids[:] = np.repeat(np.arange(len(firsts)), sizes)
     np.subtract(_count_to(len(positions)), np.repeat(firsts, sizes), out=positions)
 

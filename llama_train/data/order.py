@@ -146,14 +146,7 @@ class TokenOrder:
     def locate(self, step: int, sample_id: int) -> Sample:
         """Return where a sample of a step lies."""
         assert sample_id in self.samples(step), (step, sample_id)
-        segment = self._segment_of_batch(self._batch(step))
-        number, rank = segment.mixture.locate(sample_id - segment.first_sample)
-        source = segment.sources[number]
-        windows = self._windows[source, segment.sequence_length]
-        epoch, index = divmod(segment.before[source] + rank, windows.count)
-        window = permute(index, windows.count, _key(self._seed, source, epoch))
-        shard, pieces = windows.locate(window)
-        return Sample(source, epoch, shard, window, pieces)
+        return self._locate(self._segment_of_batch(self._batch(step)), sample_id)
 
     def local_micro_batches(
         self, step: int, data_rank: int, data_world: int, micro_batch_size: int
@@ -167,23 +160,24 @@ class TokenOrder:
         from llama_train.data import batches  # torch: where a step is found needs none of it
 
         self.check_layout(data_world, micro_batch_size, step)
-        samples = self.samples(step)
-        length = self.sequence_length(step)
+        samples, segment = self.samples(step), self._segment_of_batch(self._batch(step))
+        length = segment.sequence_length
         share = len(samples) // data_world
         own = samples[data_rank * share : (data_rank + 1) * share]
         micro_batches = []
-        for first in range(0, share, micro_batch_size):
-            located = [self.locate(step, sample_id) for sample_id in own[first : first + micro_batch_size]]
+        memories = batches.row_blocks(share, length, micro_batch_size)
+        for first, memory in zip(range(0, share, micro_batch_size), memories, strict=True):
+            located = [self._locate(segment, sample_id) for sample_id in own[first : first + micro_batch_size]]
             read = [(self.root.open("train", sample.source), sample) for sample in located]
             if self._data.packing is Packing.best_fit:
                 packs = [batches.read_pack(shards, sample.shard, sample.pieces) for shards, sample in read]
-                micro_batches.append(batches.make_packed_micro_batch(packs, length))
+                micro_batches.append(batches.make_packed_micro_batch(packs, length, memory))
             else:
                 windows = [
                     batches.read_window(shards, sample.shard, sample.pieces[0][0], length + 1)
                     for shards, sample in read
                 ]
-                micro_batches.append(batches.make_micro_batch(windows, self._data.document_masks))
+                micro_batches.append(batches.make_micro_batch(windows, self._data.document_masks, memory))
         return micro_batches
 
     def check_layout(self, data_world: int, micro_batch_size: int, step: int | None = None) -> None:
@@ -241,6 +235,15 @@ class TokenOrder:
                 samples=tuple(found[source, shard, document]),
             )
         return [described[key] for key in found]
+
+    def _locate(self, segment: Stretch, sample_id: int) -> Sample:
+        number, rank = segment.mixture.locate(sample_id - segment.first_sample)
+        source = segment.sources[number]
+        windows = self._windows[source, segment.sequence_length]
+        epoch, index = divmod(segment.before[source] + rank, windows.count)
+        window = permute(index, windows.count, _key(self._seed, source, epoch))
+        shard, pieces = windows.locate(window)
+        return Sample(source, epoch, shard, window, pieces)
 
     def _batch(self, step: int) -> int:
         """The number of a step's batch in the list of all batches."""

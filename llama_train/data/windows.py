@@ -43,7 +43,7 @@ class Windows:
     def locate(self, window: int) -> tuple[int, tuple[Piece, ...]]:
         """Return the shard of a window, and the piece of it that its inputs are."""
         assert 0 <= window < self.count, (window, self.count)
-        shard = int(np.searchsorted(self._ends, window, side="right"))
+        shard = int(self._ends.searchsorted(window, side="right"))
         before = int(self._ends[shard - 1]) if shard else 0
         start = int(self._starts[shard]) + (window - before) * self.sequence_length
         return shard, ((start, self.sequence_length),)
