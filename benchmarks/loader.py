@@ -88,29 +88,33 @@ def memmap_slices(path: Path, sequence_length: int) -> Contestant:
     return load
 
 
+class Rows:
+    """A torch map-style dataset over a memory-mapped file; documents are found by their first token."""
+
+    def __init__(self, path: Path, sequence_length: int) -> None:
+        self.ids = np.memmap(path, np.int32, mode="r")
+        self.sequence_length = sequence_length
+
+    def __len__(self) -> int:
+        return (len(self.ids) - 1) // self.sequence_length
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
+        start = row * self.sequence_length
+        ids = self.ids[start : start + self.sequence_length + 1].astype(np.int64)
+        begins = ids == BOS
+        tokens, labels = ids[:-1], np.where(begins[1:], IGNORE, ids[1:])
+        columns = np.arange(self.sequence_length)
+        first = np.maximum.accumulate(np.where(begins[:-1], columns, 0))
+        return tokens, labels, np.cumsum(begins[:-1]), columns - first
+
+
 def data_loader(path: Path, sequence_length: int) -> Contestant:
-    """torch's DataLoader in this process over a memory-mapped file; documents are found by their first token."""
+    """torch's DataLoader, in this process."""
     import torch
-    from torch.utils.data import DataLoader, Dataset
-
-    class Rows(Dataset):
-        def __init__(self) -> None:
-            self.ids = np.memmap(path, np.int32, mode="r")
-
-        def __len__(self) -> int:
-            return (len(self.ids) - 1) // sequence_length
-
-        def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
-            start = row * sequence_length
-            ids = self.ids[start : start + sequence_length + 1].astype(np.int64)
-            begins = ids == BOS
-            tokens, labels = ids[:-1], np.where(begins[1:], IGNORE, ids[1:])
-            columns = np.arange(sequence_length)
-            first = np.maximum.accumulate(np.where(begins[:-1], columns, 0))
-            return tokens, labels, np.cumsum(begins[:-1]), columns - first
+    from torch.utils.data import DataLoader
 
     generator = torch.Generator().manual_seed(0)
-    loader = DataLoader(Rows(), batch_size=1, shuffle=True, generator=generator)
+    loader = DataLoader(Rows(path, sequence_length), batch_size=1, shuffle=True, generator=generator)
     endless: Iterator = itertools.chain.from_iterable(itertools.repeat(loader))
 
     def load(step: int) -> None:

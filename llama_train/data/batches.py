@@ -70,7 +70,8 @@ def make_micro_batch(
     before it has no label: nothing in its own document follows it. A row that begins inside a document counts from 0.
     """
     length = len(windows[0][0]) - 1
-    tokens, labels, document_ids, positions = _rows(memory, len(windows), length)
+    memory = _rows(memory, len(windows), length)
+    tokens, labels, document_ids, positions = memory
     for row, (window, starts) in enumerate(windows):
         tokens[row], labels[row] = window[:-1], window[1:]
         if not document_masks:
@@ -79,8 +80,8 @@ def make_micro_batch(
         inside = starts[starts > 0]
         labels[row, inside - 1] = IGNORE
         _number(document_ids[row], positions[row], np.concatenate(([0], inside[inside < length])))
-    ids = torch.from_numpy(document_ids) if document_masks else None
-    return MicroBatch(torch.from_numpy(tokens), torch.from_numpy(labels), ids, torch.from_numpy(positions))
+    token_tensor, label_tensor, id_tensor, position_tensor = torch.from_numpy(memory).unbind()
+    return MicroBatch(token_tensor, label_tensor, id_tensor if document_masks else None, position_tensor)
 
 
 def make_packed_micro_batch(
@@ -91,7 +92,8 @@ def make_packed_micro_batch(
     A piece is a document of its own: it starts at position 0, also where it continues one that was cut, has the next
     id, and its last token has no label. What is left of a row is padding: token 0, no labels, an id of its own.
     """
-    tokens, labels, document_ids, positions = _rows(memory, len(packs), sequence_length)
+    memory = _rows(memory, len(packs), sequence_length)
+    tokens, labels, document_ids, positions = memory
     for row, pieces in enumerate(packs):
         ends = np.array(list(itertools.accumulate(len(piece) for piece in pieces)))
         used = int(ends[-1])
@@ -101,7 +103,7 @@ def make_packed_micro_batch(
         labels[row, ends - 1] = IGNORE
         labels[row, used:] = IGNORE
         _number(document_ids[row], positions[row], np.concatenate(([0], ends[ends < sequence_length])))
-    return MicroBatch(*(torch.from_numpy(array) for array in (tokens, labels, document_ids, positions)))
+    return MicroBatch(*torch.from_numpy(memory).unbind())
 
 
 def _rows(memory: np.ndarray | None, rows: int, length: int) -> np.ndarray:
