@@ -74,9 +74,9 @@ def pack(config: PackConfig) -> None:
 
 def _table(statistics: dict[str, PackStatistics], sequence_length: int) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1))
-    headings = ("source", "packing", "sequences", "cut documents", "their tokens", "padding", "unused")
+    headings = ("source", "packing", "sequences", "cut", "their tokens", "padding", "unused")
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number < 2 else "right")
+        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
     rows = dict(statistics)
     if len(rows) > 1:
         rows["all"] = sum(statistics.values(), NOTHING)
@@ -89,12 +89,12 @@ def _table(statistics: dict[str, PackStatistics], sequence_length: int) -> Table
             _share(s.concatenate_tokens_of_cut_documents, s.tokens),
         )
         unused = _share(s.concatenate_unused_tokens, s.tokens)
-        table.add_row("", "cut", f"{s.windows:,}", *cut, _share(0, 1), unused)
+        table.add_row("", "concatenate", f"{s.windows:,}", *cut, _share(0, 1), unused)
     return table
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / max(whole, 1):.3%}"
+    return f"{part / max(whole, 1):.2%}"
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_it_packs_every_training_source_and_prints_the_comparison(shards, monkey
         lengths = [end - start for start, end in zip(*edges(sets), strict=True)]
         line = next(line for line in output.splitlines() if line.split()[:1] == [source])
         cells = re.split(r"\s{2,}", line.strip())
-        assert cells[3] == f"{sum(length > 48 for length in lengths) / len(lengths):.3%}"
+        assert cells[3] == f"{sum(length > 48 for length in lengths) / len(lengths):.2%}"
     assert "data.packing=best_fit" in output
     assert max(len(line) for line in output.splitlines()[:-1]) <= 80
 
