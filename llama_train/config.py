@@ -75,6 +75,11 @@ class Segment:
     sources: dict[str, float] | None = None  # weights
 
 
+class Packing(Enum):
+    concatenate = "concatenate"  # documents one after the other, cut at every sequence_length tokens
+    best_fit = "best_fit"  # packs made ahead by llama-pack: only documents longer than sequence_length are cut
+
+
 @dataclass
 class DataConfig:
     """Which tokens a step sees: a pure function of these settings, the seed, the amendments and the step."""
@@ -85,11 +90,17 @@ class DataConfig:
     batch_size: int = MISSING  # sequences per optimizer step, over all ranks
     segments: list[Segment] = field(default_factory=list)  # sorted by from_step
     document_masks: bool = True  # attention stops at document boundaries and positions restart
+    packing: Packing = Packing.concatenate  # how documents become training sequences
 
     def check(self) -> None:
         _at_least("data.sequence_length", self.sequence_length, 1)
         _at_least("data.batch_size", self.batch_size, 1)
         _check_weights("data.sources", self.sources)
+        if self.packing is Packing.best_fit and not self.document_masks:
+            raise ConfigError(
+                "data.packing=best_fit puts documents side by side that have nothing to do with each other, and needs "
+                "data.document_masks=true; use that, or data.packing=concatenate"
+            )
         previous = 0
         for number, segment in enumerate(self.segments):
             where = f"data.segments[{number}]"

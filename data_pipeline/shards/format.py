@@ -15,8 +15,9 @@ Layout (NVIDIA/Megatron-LM, megatron/core/datasets/indexed_dataset.py), all numb
 The `.bin` file is the token ids and nothing else.
 """
 
+import functools
 import struct
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ DTYPES = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 LONGEST_SEQUENCE = 2**31 - 1  # lengths are int32
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _CHUNK = 1 << 20  # entries worked on at a time
+_LANDMARK = 128  # documents
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
@@ -73,33 +75,47 @@ class Index:
     def documents(self) -> int:
         return len(self.document_indices) - 1
 
-    def document_start(self, document: int) -> int:
-        """Return the token offset at which `document` starts; for `documents`, the end of the shard."""
-        return self._byte(self.document_indices[document]) // self.dtype.itemsize
-
     def document_starts(self) -> np.ndarray:
         """Return all token offsets: int64 [documents + 1], the last one the end of the shard."""
-        ends = np.append(self.pointers, np.int64(self.tokens * self.dtype.itemsize))
-        return ends[self.document_indices] // self.dtype.itemsize
+        return self.document_starts_between(0, self.documents)
 
-    def first_document_from(self, token: int) -> int:
-        """Return the first document that starts at token offset `token` or later, by binary search."""
-        return bisect_left(self.document_indices, token * self.dtype.itemsize, key=self._byte)
+    def document_starts_between(self, first: int, last: int) -> np.ndarray:
+        """Return the token offsets of the documents from `first` up to `last` and the end: int64 [last - first + 1]."""
+        sequences = np.array(self.document_indices[first : last + 1])
+        low, high = int(sequences[0]), int(sequences[-1])
+        pointers = self.pointers[low : high + 1]
+        if high == len(self.pointers):
+            pointers = np.append(pointers, self._byte(high))
+        return pointers[sequences - low] // self.dtype.itemsize
+
+    def document_starts_within(self, start: int, stop: int) -> np.ndarray:
+        """Return the token offsets from `start` up to `stop` at which documents start: int64, ascending."""
+        low = max(int(self._landmarks.searchsorted(start)) - 1, 0) * _LANDMARK
+        high = min(int(self._landmarks.searchsorted(stop)) * _LANDMARK, self.documents)
+        starts = self.document_starts_between(low, high)[:-1]
+        return starts[starts.searchsorted(start) : starts.searchsorted(stop)]
 
     def document_at(self, token: int) -> int:
         """Return the document that token offset `token` belongs to, by binary search."""
         return bisect_right(self.document_indices, token * self.dtype.itemsize, key=self._byte) - 1
+
+    @functools.cached_property
+    def _landmarks(self) -> np.ndarray:
+        """Where every 128th document starts: numpy copies an unaligned array whole before it searches it."""
+        every = np.array(self.document_indices[: self.documents : _LANDMARK])
+        return np.array([self._byte(sequence) for sequence in every.tolist()], np.int64) // self.dtype.itemsize
 
     def _byte(self, sequence: int) -> int:
         inside = sequence < len(self.pointers)
         return int(self.pointers[sequence]) if inside else self.tokens * self.dtype.itemsize
 
 
-def parse_index(path: Path, data: memoryview, bin_bytes: int) -> Index:
+def parse_index(path: Path, data: memoryview, bin_bytes: int, check: bool = True) -> Index:
     """View `data`, the bytes of the `.idx` file `path`, as an index and check that it is consistent.
 
     Args:
         bin_bytes: size of the `.bin` file that it describes.
+        check: False where the same bytes have passed before; the header is looked at anyway.
 
     Raises:
         DataError: wrong magic, version or dtype; counts that the file is too small or too large for; lengths,
@@ -134,7 +150,8 @@ def parse_index(path: Path, data: memoryview, bin_bytes: int) -> Index:
         document_indices=np.frombuffer(data, "<i8", entries, HEADER.size + 12 * sequences),
         tokens=bin_bytes // dtype.itemsize,
     )
-    _check_consistent(path, index, bin_bytes)
+    if check:
+        _check_consistent(path, index, bin_bytes)
     return index
 
 

@@ -136,14 +136,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         {
             "documents": shard.documents,
             "tokens": shard.tokens,
-            "files": {
-                extension: {
-                    "name": file.name,
-                    "bytes": file.bytes,
-                    "blocks": [file.digest(block) for block in range(len(file.blocks) // _DIGEST_BYTES)],
-                }
-                for extension, file in shard.files.items()
-            },
+            "files": {extension: file_to_json(file) for extension, file in shard.files.items()},
         }
         for shard in manifest.shards
     ]
@@ -173,12 +166,12 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         manifest = Manifest(
             tokenizer_fingerprint=str(value["tokenizer_fingerprint"]),
-            vocabulary_size=_count(path, "vocabulary_size", value["vocabulary_size"], least=1),
+            vocabulary_size=checked_count(path, "vocabulary_size", value["vocabulary_size"], least=1),
             dtype=str(value["dtype"]),
-            documents=_count(path, "documents", value["documents"]),
-            tokens=_count(path, "tokens", value["tokens"]),
+            documents=checked_count(path, "documents", value["documents"]),
+            tokens=checked_count(path, "tokens", value["tokens"]),
             shards=tuple(_shard(path, shard) for shard in value["shards"]),
-            block_bytes=_count(path, "block_bytes", value["block_bytes"], least=1),
+            block_bytes=checked_count(path, "block_bytes", value["block_bytes"], least=1),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
@@ -207,28 +200,53 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
                 f"{shard.tokens * dtype.itemsize}"
             )
         for file in shard.files.values():
-            blocks = -(-file.bytes // manifest.block_bytes)
-            if len(file.blocks) != blocks * _DIGEST_BYTES:
-                raise DataError(f"{path}: {file.name} has {blocks} blocks, but not as many checksums")
+            check_digests(path, file, manifest.block_bytes)
 
 
 def _shard(path: Path, value: dict[str, Any]) -> ShardEntry:
-    files = {}
-    for extension in EXTENSIONS:
-        file = value["files"][extension]
-        name = check_name(f"{path}: file name", file["name"])
-        if not name.endswith(f".{extension}"):
-            raise DataError(f"{path}: {name!r} does not end with .{extension}")
-        size = _count(path, f"bytes of {name}", file["bytes"], least=1)
-        files[extension] = FileEntry(name, size, bytes.fromhex("".join(file["blocks"])))
     return ShardEntry(
-        documents=_count(path, "documents of a shard", value["documents"], least=1),
-        tokens=_count(path, "tokens of a shard", value["tokens"], least=1),
-        files=files,
+        documents=checked_count(path, "documents of a shard", value["documents"], least=1),
+        tokens=checked_count(path, "tokens of a shard", value["tokens"], least=1),
+        files={extension: file_from_json(path, value["files"][extension], extension) for extension in EXTENSIONS},
     )
 
 
-def _count(path: Path, name: str, value: Any, least: int = 0) -> int:
+def file_to_json(file: FileEntry) -> dict[str, Any]:
+    """Return what a manifest says of a file."""
+    digests = [file.digest(block) for block in range(len(file.blocks) // _DIGEST_BYTES)]
+    return {"name": file.name, "bytes": file.bytes, "blocks": digests}
+
+
+def file_from_json(path: Path, value: dict[str, Any], extension: str) -> FileEntry:
+    """Read back what `file_to_json` gave; `path` is the manifest that says so.
+
+    Raises:
+        DataError: its name is not plain or does not end with the extension, or its size is not one.
+    """
+    name = check_name(f"{path}: file name", value["name"])
+    if not name.endswith(f".{extension}"):
+        raise DataError(f"{path}: {name!r} does not end with .{extension}")
+    size = checked_count(path, f"bytes of {name}", value["bytes"], least=1)
+    return FileEntry(name, size, bytes.fromhex("".join(value["blocks"])))
+
+
+def check_digests(path: Path, file: FileEntry, block_bytes: int) -> None:
+    """Check that a manifest has a checksum for every block of a file.
+
+    Raises:
+        DataError: it does not.
+    """
+    blocks = -(-file.bytes // block_bytes)
+    if len(file.blocks) != blocks * _DIGEST_BYTES:
+        raise DataError(f"{path}: {file.name} has {blocks} blocks, but not as many checksums")
+
+
+def checked_count(path: Path, name: str, value: Any, least: int = 0) -> int:
+    """Return `value` if it is a whole number from `least` to below 2**63.
+
+    Raises:
+        DataError: it is not.
+    """
     if type(value) is not int or not least <= value < 2**63:
         raise DataError(f"{path}: {name} is {value!r}, not a whole number of at least {least}")
     return value
@@ -259,7 +277,7 @@ def read_shards_json(directory: Path) -> tuple[ShardTokenizer, dict[str, dict[st
     try:
         tokenizer = ShardTokenizer(**value["tokenizer"])
         for name in ("vocabulary_size", "bos_id", "eos_id"):
-            _count(path, f"tokenizer.{name}", getattr(tokenizer, name))
+            checked_count(path, f"tokenizer.{name}", getattr(tokenizer, name))
         for name in ("file", "fingerprint"):
             if not isinstance(getattr(tokenizer, name), str):
                 raise DataError(f"{path}: tokenizer.{name} is {getattr(tokenizer, name)!r}, not a text")

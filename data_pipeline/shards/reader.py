@@ -61,6 +61,7 @@ class ShardSet:
         self.tokens = self.manifest.tokens
         self._verify = verify
         self._verified: dict[str, np.ndarray] = {}
+        self._consistent: set[int] = set()  # shards whose index has passed its check: they are opened again and again
         self._open = functools.lru_cache(maxsize=_MOST_OPEN)(self._open_shard)
         self._provenance = functools.lru_cache(maxsize=4)(self._open_provenance)
         self._row_group = functools.lru_cache(maxsize=4)(self._read_row_group)
@@ -84,15 +85,16 @@ class ShardSet:
         """Return the token offset of every document of a shard and the shard's end: int64 [documents + 1]."""
         return self._open(shard).index.document_starts()
 
+    def document_starts_between(self, shard: int, first: int, last: int) -> np.ndarray:
+        """Return the token offsets of the documents from `first` up to `last`, and the end of the last of them."""
+        return self._open(shard).index.document_starts_between(first, last)
+
     def document_starts_within(self, shard: int, start: int, count: int) -> np.ndarray:
         """Return where documents start within `count` tokens from `start`, relative to `start`: int64, ascending.
 
         Found by binary search in the mapped index: nothing is loaded for the rest of the shard.
         """
-        index = self._open(shard).index
-        first = index.first_document_from(start)
-        last = min(index.first_document_from(start + count), index.documents)
-        return np.array([index.document_start(document) - start for document in range(first, last)], dtype=np.int64)
+        return self._open(shard).index.document_starts_within(start, start + count) - start
 
     def documents_within(self, shard: int, start: int, count: int) -> range:
         """Return the numbers of the documents that `count` tokens from `start` belong to."""
@@ -116,7 +118,8 @@ class ShardSet:
         binary, index_file = entry.files["bin"], entry.files["idx"]
         index_map = map_file(self.directory, index_file)
         self._check_blocks(index_file, index_map, 0, index_file.bytes)
-        index = parse_index(self.directory / index_file.name, index_map, binary.bytes)
+        index = parse_index(self.directory / index_file.name, index_map, binary.bytes, shard not in self._consistent)
+        self._consistent.add(shard)
         if index.dtype != self.dtype or index.documents != entry.documents:
             raise DataError(
                 f"{self.directory / index_file.name}: has {index.documents} documents of {index.dtype.name}, but the "

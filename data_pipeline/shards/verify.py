@@ -7,7 +7,8 @@ import numpy as np
 
 from data_pipeline.shards.format import parse_index
 from data_pipeline.shards.manifest import MANIFEST, ROOT, FileEntry, Manifest, ShardEntry, inside, read_manifest
-from data_pipeline.shards.reader import check_block, map_file, open_provenance, open_root
+from data_pipeline.shards.packs import PackSet
+from data_pipeline.shards.reader import ShardSet, check_block, map_file, open_provenance, open_root
 from llama_foundation.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -42,6 +43,7 @@ def verify(path: Path | str, progress: Progress | None = None) -> list[str]:
     for directory, manifest in sets:
         for shard in manifest.shards:
             problems += _shard_problems(directory, manifest, shard, advance)
+        problems += _pack_problems(directory)
     return list(dict.fromkeys(problems))
 
 
@@ -86,6 +88,17 @@ def _shard_problems(
             )
     except DataError as error:
         yield str(error)
+
+
+def _pack_problems(directory: Path) -> Iterator[str]:
+    for place in sorted(directory.glob("packs-*")):
+        length = place.name.removeprefix("packs-")
+        try:
+            if not length.isdecimal():
+                raise DataError(f"{place}: is not named for a sequence length; remove it")
+            PackSet(ShardSet(directory), int(length)).check()
+        except DataError as error:
+            yield str(error)
 
 
 def _damaged_blocks(

@@ -81,7 +81,7 @@ class ShardSetWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary.mkdir(parents=True)
         except OSError as error:
-            raise _cannot_write(self._temporary, error) from error
+            raise cannot_write(self._temporary, error) from error
         return self
 
     def add(self, token_ids: np.ndarray, provenance: Mapping[str, Any]) -> None:
@@ -140,7 +140,7 @@ class ShardSetWriter:
             write_manifest(self._temporary, manifest)
             publish_directory(self._temporary, self._directory)
         except OSError as error:
-            raise _cannot_write(self._directory, error) from error
+            raise cannot_write(self._directory, error) from error
 
     def _close_shard(self) -> None:
         assert self._open is not None
@@ -156,9 +156,9 @@ class _OpenShard:
         self._dtype = dtype
         self._lengths = array.array("i")
         self._rows: dict[str, list] = {name: [] for name in PROVENANCE.names}
-        self._tokens = _BlockFile(directory / f"{stem}.bin")
-        self._index = _BlockFile(directory / f"{stem}.idx")
-        self._provenance = _BlockFile(directory / f"{stem}.provenance.parquet")
+        self._tokens = BlockFile(directory / f"{stem}.bin")
+        self._index = BlockFile(directory / f"{stem}.idx")
+        self._provenance = BlockFile(directory / f"{stem}.provenance.parquet")
         self._parquet = pq.ParquetWriter(pa.PythonFile(self._provenance, mode="w"), PROVENANCE, compression="zstd")
         self.bytes = 0
 
@@ -200,7 +200,7 @@ class _OpenShard:
             values.clear()
 
 
-class _BlockFile:
+class BlockFile:
     """A file written in blocks of `BLOCK_BYTES`, whose checksums are taken on the way."""
 
     def __init__(self, path: Path) -> None:
@@ -212,7 +212,7 @@ class _BlockFile:
         try:
             self._file = open(path, "wb", buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
 
     closed = False  # pyarrow asks
 
@@ -246,7 +246,7 @@ class _BlockFile:
             os.fsync(self._file.fileno())
             self._file.close()
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
         return FileEntry(self._path.name, self._size, bytes.fromhex("".join(self._blocks)))
 
     def abandon(self) -> None:
@@ -260,7 +260,7 @@ class _BlockFile:
             while view:
                 view = view[self._file.write(view) :]
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
         self._buffer = bytearray()
 
 
@@ -299,5 +299,6 @@ def write_root(directory: Path, tokenizer: Mapping[str, Any], splits: Mapping[st
     write_shards_json(directory, described, entries)
 
 
-def _cannot_write(path: Path, error: OSError) -> DataError:
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """The error to raise where the disk refuses."""
     return DataError(f"{path}: cannot be written: {error.strerror or error}; nothing of it is left")

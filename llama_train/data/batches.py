@@ -1,16 +1,18 @@
 """Sample ids to tensors."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from data_pipeline.shards.reader import ShardRoot, ShardSet
-from llama_foundation.errors import ConfigError, DataError
+from llama_foundation.errors import DataError
 from llama_train.config import DataConfig
-from llama_train.data.windows import Windows
+from llama_train.data.batch_size import check_divides
+from llama_train.data.windows import Piece, Windows
 from llama_train.model.llama import IGNORE
 
 
@@ -29,6 +31,8 @@ class MicroBatch:
     positions: torch.Tensor
 
 
+_BLOCK_BYTES = 8 << 20
+
 Window = tuple[np.ndarray, np.ndarray]
 """Token ids [sequence_length + 1] and where in them documents start (int64, may be empty)."""
 
@@ -38,30 +42,87 @@ def read_window(shards: ShardSet, shard: int, start: int, length: int) -> Window
     return shards.read(shard, start, length), shards.document_starts_within(shard, start, length)
 
 
-def make_micro_batch(windows: Sequence[Window], document_masks: bool = True) -> MicroBatch:
-    """Make tensors of windows of one length.
+def read_pack(shards: ShardSet, shard: int, pieces: Sequence[Piece]) -> list[np.ndarray]:
+    """Read the token ids of every piece of a pack."""
+    return [shards.read(shard, start, length) for start, length in pieces]
+
+
+def row_blocks(rows: int, sequence_length: int, together: int) -> Iterator[np.ndarray]:
+    """Yield memory for the four tensors of `together` rows at a time, until there is some for all `rows`.
+
+    It is allocated in blocks of up to 8 MiB: 64 KiB at a time, the memory went back to the system after every step, and
+    a third of the loader's time was its page faults.
+    """
+    per_block = max(together, _BLOCK_BYTES // (4 * 8 * sequence_length) // together * together)
+    for first in range(0, rows, per_block):
+        count = min(per_block, rows - first)
+        block = np.empty((4, count, sequence_length), np.int64)
+        for row in range(0, count, together):
+            yield block[:, row : row + together]
+
+
+def make_micro_batch(
+    windows: Sequence[Window], document_masks: bool = True, memory: np.ndarray | None = None
+) -> MicroBatch:
+    """Make tensors of windows of one length, in `memory` (int64 [4, windows, length]) if it is given.
 
     With document masks, a document that starts inside a row starts at position 0 and has the next id, and the token
     before it has no label: nothing in its own document follows it. A row that begins inside a document counts from 0.
     """
-    rows = np.stack([tokens for tokens, _ in windows]).astype(np.int64)
-    tokens, labels = rows[:, :-1], rows[:, 1:].copy()
-    columns = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    if not document_masks:
-        return MicroBatch(_tensor(tokens), _tensor(labels), None, _tensor(columns))
-    starts = np.zeros(rows.shape, dtype=bool)
-    for row, (_, inside) in enumerate(windows):
-        starts[row, inside] = True
-    labels[starts[:, 1:]] = IGNORE
-    later = starts[:, :-1].copy()
-    later[:, 0] = False
-    first_column = np.maximum.accumulate(np.where(later, columns, 0), axis=1)
-    return MicroBatch(
-        tokens=_tensor(tokens),
-        labels=_tensor(labels),
-        document_ids=_tensor(np.cumsum(later, axis=1)),
-        positions=_tensor(columns - first_column),
-    )
+    length = len(windows[0][0]) - 1
+    memory = _rows(memory, len(windows), length)
+    tokens, labels, document_ids, positions = memory
+    for row, (window, starts) in enumerate(windows):
+        tokens[row], labels[row] = window[:-1], window[1:]
+        if not document_masks:
+            positions[row] = _count_to(length)
+            continue
+        inside = starts[starts > 0]
+        labels[row, inside - 1] = IGNORE
+        _number(document_ids[row], positions[row], np.concatenate(([0], inside[inside < length])))
+    token_tensor, label_tensor, id_tensor, position_tensor = torch.from_numpy(memory).unbind()
+    return MicroBatch(token_tensor, label_tensor, id_tensor if document_masks else None, position_tensor)
+
+
+def make_packed_micro_batch(
+    packs: Sequence[Sequence[np.ndarray]], sequence_length: int, memory: np.ndarray | None = None
+) -> MicroBatch:
+    """Make tensors of packs of pieces, in `memory` (int64 [4, packs, sequence_length]) if it is given.
+
+    A piece is a document of its own: it starts at position 0, also where it continues one that was cut, has the next
+    id, and its last token has no label. What is left of a row is padding: token 0, no labels, an id of its own.
+    """
+    memory = _rows(memory, len(packs), sequence_length)
+    tokens, labels, document_ids, positions = memory
+    for row, pieces in enumerate(packs):
+        ends = np.array(list(itertools.accumulate(len(piece) for piece in pieces)))
+        used = int(ends[-1])
+        np.concatenate(pieces, out=tokens[row, :used])
+        tokens[row, used:] = 0
+        labels[row, : used - 1] = tokens[row, 1:used]
+        labels[row, ends - 1] = IGNORE
+        labels[row, used:] = IGNORE
+        _number(document_ids[row], positions[row], np.concatenate(([0], ends[ends < sequence_length])))
+    return MicroBatch(*torch.from_numpy(memory).unbind())
+
+
+def _rows(memory: np.ndarray | None, rows: int, length: int) -> np.ndarray:
+    memory = np.empty((4, rows, length), np.int64) if memory is None else memory
+    assert memory.shape == (4, rows, length), memory.shape
+    return memory
+
+
+def _number(document_ids: np.ndarray, positions: np.ndarray, firsts: np.ndarray) -> None:
+    """Fill a row's document ids and positions, given the columns at which documents begin, 0 among them."""
+    stops = np.concatenate((firsts[1:], [len(positions)]))
+    sizes = stops - firsts
+    document_ids[:] = np.repeat(np.arange(len(firsts)), sizes)
+    np.subtract(_count_to(len(positions)), np.repeat(firsts, sizes), out=positions)
+
+
+@functools.lru_cache(maxsize=4)
+def _count_to(stop: int) -> np.ndarray:
+    return np.arange(stop)
 
 
 def validation_micro_batches(
@@ -109,28 +170,6 @@ def check_validation(root: ShardRoot, data: DataConfig, batches: int) -> None:
         )
 
 
-def check_divides(setting: str, batch_size: int, data_world: int, micro_batch_size: int) -> None:
-    """Check that a batch divides into micro-batches of all ranks.
-
-    Raises:
-        ConfigError: naming the setting, the layout, and the values that would do.
-    """
-    per_pass = data_world * micro_batch_size
-    if batch_size % per_pass == 0:
-        return
-    below, above = batch_size // per_pass * per_pass, -(-batch_size // per_pass) * per_pass
-    sizes = f"{setting}={below} or {above}" if below else f"{setting}={above}"
-    message = (
-        f"{setting}={batch_size} does not divide into micro-batches of layout.micro_batch_size={micro_batch_size} on "
-        f"{data_world} data-parallel ranks; use {sizes}"
-    )
-    if batch_size % data_world == 0:
-        share = batch_size // data_world
-        fitting = [str(size) for size in range(1, min(share, 64) + 1) if share % size == 0]
-        message += f", or layout.micro_batch_size={', '.join(fitting)}"
-    raise ConfigError(message)
-
-
 @dataclass(frozen=True)
 class _ValidationWindows:
     """Every validation window in the order of evaluation, as (source number, window of that source)."""
@@ -143,7 +182,8 @@ class _ValidationWindows:
     def locate(self, position: int) -> tuple[str, int, int]:
         """Return (source, shard, token offset)."""
         number = int(self.source_numbers[position])
-        return self.sources[number], *self.windows[number].locate(int(self.window_numbers[position]))
+        shard, ((start, _),) = self.windows[number].locate(int(self.window_numbers[position]))
+        return self.sources[number], shard, start
 
 
 @functools.lru_cache(maxsize=2)
@@ -156,7 +196,3 @@ def _validation_windows(root: ShardRoot, sequence_length: int) -> _ValidationWin
     progress = (window_numbers + 0.5) / np.repeat(counts, counts)
     turns = np.lexsort((source_numbers, progress))
     return _ValidationWindows(sources, windows, source_numbers[turns], window_numbers[turns])
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, order="C"))

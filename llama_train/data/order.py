@@ -6,33 +6,38 @@ Every arrow is arithmetic: the memory needed does not grow with the tokens, and 
 docs/order.md tells it with examples.
 """
 
-import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from data_pipeline.shards.packs import PackSet
 from data_pipeline.shards.reader import ShardRoot, open_root
-from llama_foundation.errors import ConfigError, DataError
-from llama_train.config import DataConfig
+from llama_foundation.errors import DataError
+from llama_train.config import DataConfig, Packing
 from llama_train.data.amendments import Amendment
-from llama_train.data.batches import MicroBatch, check_divides, make_micro_batch, read_window
-from llama_train.data.mixture import BLOCK, Mixture
+from llama_train.data.batch_size import check_divides
 from llama_train.data.permutation import permutation_key, permute
-from llama_train.data.windows import Windows
+from llama_train.data.segments import Stretch, stretches
+from llama_train.data.windows import Packs, Piece, Windows
+
+if TYPE_CHECKING:
+    from llama_train.data.batches import MicroBatch
+
+_key = functools.lru_cache(maxsize=256)(permutation_key)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence: `length` tokens (inputs and the last label) from token offset `start` of a shard file."""
+    """One sequence: the pieces of a shard file that its inputs are; `window` is the number of the window or pack."""
 
     source: str
     epoch: int
     shard: int
     window: int
-    start: int
-    length: int
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -64,20 +69,6 @@ class Counts(Protocol):
     def open(self, split: str, source: str) -> Counted: ...
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """A stretch of batches with one batch size, one sequence length and one mixture."""
-
-    setting: str  # how messages name it
-    first_batch: int
-    first_sample: int
-    batch_size: int
-    sequence_length: int
-    sources: tuple[str, ...]
-    mixture: Mixture
-    before: Mapping[str, int]  # samples of each source and this sequence length in earlier segments
-
-
 class TokenOrder:
     """The order of a run's tokens.
 
@@ -93,7 +84,7 @@ class TokenOrder:
 
     Raises:
         ConfigError: an unknown source, or no source with a weight.
-        DataError: a source without a single window, or fewer tokens than one batch takes.
+        DataError: a source without a single window, fewer tokens than one batch takes, or no packs of a length.
     """
 
     def __init__(
@@ -110,13 +101,26 @@ class TokenOrder:
         self._shard_tokens = {
             source: list(self.root.open("train", source).shard_tokens) for source in self.root.sources("train")
         }
-        self._segments = _segments(data, steps, seed, self._shard_tokens)
-        self._windows = _windows(self._segments, steps, self._shard_tokens)
+        self._segments = stretches(data, steps, seed, self._shard_tokens)
+        shares = _shares(self._segments, steps)
+        self._windows: dict[tuple[str, int], Windows | Packs]
+        packed: dict[str, str] = {}
+        if data.packing is Packing.best_fit:
+            sets = {(source, length): PackSet(self.root.open("train", source), length) for source, length in shares}
+            _check_same_blocks(sets)
+            self._windows = {key: Packs(sets[key], share) for key, share in shares.items()}
+            packed = {f"{source}/{length}": each.manifest_checksum for (source, length), each in sets.items()}
+        else:
+            self._windows = {
+                (source, length): Windows(self._shard_tokens[source], length, share)
+                for (source, length), share in shares.items()
+            }
         for segment in self._segments:
-            _check_enough(segment, self._windows, self._shard_tokens)
+            _check_enough(segment, self._windows, self._shard_tokens, data.packing)
         settings = {key: value for key, value in asdict(data).items() if key != "shards"}
+        settings["packing"] = data.packing.name
         lengths = {segment.sequence_length for segment in self._segments}
-        identity = [self.root.fingerprint, settings, seed, steps if len(lengths) > 1 else None]
+        identity = [self.root.fingerprint, settings, seed, steps if len(lengths) > 1 else None, packed]
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         """Equal fingerprints and amendments mean equal batches, step by step."""
 
@@ -142,36 +146,38 @@ class TokenOrder:
     def locate(self, step: int, sample_id: int) -> Sample:
         """Return where a sample of a step lies."""
         assert sample_id in self.samples(step), (step, sample_id)
-        segment = self._segment_of_batch(self._batch(step))
-        number, rank = segment.mixture.locate(sample_id - segment.first_sample)
-        source = segment.sources[number]
-        windows = self._windows[source, segment.sequence_length]
-        epoch, index = divmod(segment.before[source] + rank, windows.count)
-        window = permute(index, windows.count, permutation_key(self._seed, source, epoch))
-        shard, start = windows.locate(window)
-        return Sample(source, epoch, shard, window, start, segment.sequence_length + 1)
+        return self._locate(self._segment_of_batch(self._batch(step)), sample_id)
 
     def local_micro_batches(
         self, step: int, data_rank: int, data_world: int, micro_batch_size: int
-    ) -> list[MicroBatch]:
+    ) -> "list[MicroBatch]":
         """Read one rank's part of a step: slice `data_rank` of the `data_world` equal slices of the batch.
 
         Raises:
             ConfigError: the batch does not divide into micro-batches of all ranks.
             DataError: a shard is damaged.
         """
+        from llama_train.data import batches  # torch: where a step is found needs none of it
+
         self.check_layout(data_world, micro_batch_size, step)
-        samples = self.samples(step)
+        samples, segment = self.samples(step), self._segment_of_batch(self._batch(step))
+        length = segment.sequence_length
         share = len(samples) // data_world
         own = samples[data_rank * share : (data_rank + 1) * share]
         micro_batches = []
-        for first in range(0, share, micro_batch_size):
-            windows = []
-            for sample_id in own[first : first + micro_batch_size]:
-                sample = self.locate(step, sample_id)
-                shards = self.root.open("train", sample.source)
-                windows.append(read_window(shards, sample.shard, sample.start, sample.length))
-            micro_batches.append(make_micro_batch(windows, self._data.document_masks))
+        memories = batches.row_blocks(share, length, micro_batch_size)
+        for first, memory in zip(range(0, share, micro_batch_size), memories, strict=True):
+            located = [self._locate(segment, sample_id) for sample_id in own[first : first + micro_batch_size]]
+            read = [(self.root.open("train", sample.source), sample) for sample in located]
+            if self._data.packing is Packing.best_fit:
+                packs = [batches.read_pack(shards, sample.shard, sample.pieces) for shards, sample in read]
+                micro_batches.append(batches.make_packed_micro_batch(packs, length, memory))
+            else:
+                windows = [
+                    batches.read_window(shards, sample.shard, sample.pieces[0][0], length + 1)
+                    for shards, sample in read
+                ]
+                micro_batches.append(batches.make_micro_batch(windows, self._data.document_masks, memory))
         return micro_batches
 
     def check_layout(self, data_world: int, micro_batch_size: int, step: int | None = None) -> None:
@@ -211,10 +217,11 @@ class TokenOrder:
         for sample_id in self.samples(step):
             sample = self.locate(step, sample_id)
             shards = self.root.open("train", sample.source)
-            for document in shards.documents_within(sample.shard, sample.start, sample.length - 1):
-                key = (sample.source, sample.shard, document)
-                if key in found or limit is None or len(found) < limit:
-                    found.setdefault(key, []).append(sample_id)
+            for start, length in sample.pieces:
+                for document in shards.documents_within(sample.shard, start, length):
+                    key = (sample.source, sample.shard, document)
+                    if key in found or limit is None or len(found) < limit:
+                        found.setdefault(key, []).append(sample_id)
         described = {}
         for source, shard, document in sorted(found):  # in the order of the files, so that each part is read once
             origin = self.root.open("train", source).provenance(shard, document)
@@ -229,12 +236,21 @@ class TokenOrder:
             )
         return [described[key] for key in found]
 
+    def _locate(self, segment: Stretch, sample_id: int) -> Sample:
+        number, rank = segment.mixture.locate(sample_id - segment.first_sample)
+        source = segment.sources[number]
+        windows = self._windows[source, segment.sequence_length]
+        epoch, index = divmod(segment.before[source] + rank, windows.count)
+        window = permute(index, windows.count, _key(self._seed, source, epoch))
+        shard, pieces = windows.locate(window)
+        return Sample(source, epoch, shard, window, pieces)
+
     def _batch(self, step: int) -> int:
         """The number of a step's batch in the list of all batches."""
         assert step >= 0, step
         return step + sum(amendment.jump for amendment in self._amendments if amendment.at_step <= step)
 
-    def _segment_of_batch(self, batch: int) -> _Segment:
+    def _segment_of_batch(self, batch: int) -> Stretch:
         return next(segment for segment in reversed(self._segments) if segment.first_batch <= batch)
 
 
@@ -261,67 +277,8 @@ def check_vocabulary(root: ShardRoot, vocab_size: int, tokenizer: str | None = N
         )
 
 
-def _segments(data: DataConfig, steps: int, seed: int, shard_tokens: Mapping[str, list[int]]) -> list[_Segment]:
-    """The stretches that the run reaches, with their first batches and samples."""
-    stages = [("data.", 0, data)]
-    stages += [(f"data.segments[{n}].", s.from_step, s) for n, s in enumerate(data.segments) if s.from_step < steps]
-    batch_size, sequence_length, weights = data.batch_size, data.sequence_length, data.sources
-    segments: list[_Segment] = []
-    used: dict[int, dict[str, int]] = {}
-    size_setting = weights_setting = "data."
-    for number, (setting, first_batch, stage) in enumerate(stages):
-        first_sample = 0
-        if segments:
-            last = segments[-1]
-            samples = (first_batch - last.first_batch) * last.batch_size
-            first_sample = last.first_sample + samples
-            for source, count in zip(last.sources, last.mixture.counts(samples), strict=True):
-                before = used.setdefault(last.sequence_length, {})
-                before[source] = before.get(source, 0) + count
-        if stage.batch_size is not None:
-            batch_size, size_setting = stage.batch_size, setting
-        if stage.sources is not None:
-            weights, weights_setting = stage.sources, setting
-        sequence_length = stage.sequence_length or sequence_length
-        chosen = _weights(f"{weights_setting}sources", weights, shard_tokens)
-        segments.append(
-            _Segment(
-                setting=size_setting,
-                first_batch=first_batch,
-                first_sample=first_sample,
-                batch_size=batch_size,
-                sequence_length=sequence_length,
-                sources=tuple(chosen),
-                mixture=Mixture(list(chosen.values()), seed, number),
-                before={source: used.get(sequence_length, {}).get(source, 0) for source in chosen},
-            )
-        )
-    return segments
-
-
-def _weights(setting: str, weights: Mapping[str, float], shard_tokens: Mapping[str, list[int]]) -> dict[str, float]:
-    """The weights above 0, by name; without any, the sources' tokens."""
-    # A weight of 0 may name any source: that is how a recipe's source is left out on the command line.
-    for source, weight in weights.items():
-        if weight > 0 and source not in shard_tokens:
-            close = difflib.get_close_matches(source, shard_tokens, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(
-                f"{setting}.{source} is not a source of these shards; {hint}Known: {', '.join(shard_tokens) or 'none'}"
-            )
-    chosen = weights or {source: sum(tokens) for source, tokens in shard_tokens.items()}
-    chosen = {source: chosen[source] for source in sorted(chosen) if chosen[source] > 0}
-    if not chosen:
-        raise DataError(f"{setting}: the training shards hold no tokens; run llama-data on more documents")
-    if len(chosen) > BLOCK:
-        raise ConfigError(f"{setting}: {len(chosen)} sources are more than the {BLOCK} that a mixture can hold")
-    return chosen
-
-
-def _windows(
-    segments: Sequence[_Segment], steps: int, shard_tokens: Mapping[str, list[int]]
-) -> dict[tuple[str, int], Windows]:
-    """The windows of every source and sequence length; lengths share a source by the tokens they take of it."""
+def _shares(segments: Sequence[Stretch], steps: int) -> dict[tuple[str, int], tuple[int, int, int]]:
+    """The share of every source and sequence length; lengths share a source by the tokens they take of it."""
     taken: dict[str, dict[int, int]] = {}
     for number, segment in enumerate(segments):
         stop = segments[number + 1].first_batch if number + 1 < len(segments) else steps
@@ -329,32 +286,57 @@ def _windows(
         for source, quota in zip(segment.sources, segment.mixture.quotas.tolist(), strict=True):
             by_length = taken.setdefault(source, {})
             by_length[segment.sequence_length] = by_length.get(segment.sequence_length, 0) + tokens * quota
-    windows = {}
+    shares = {}
     for source, by_length in taken.items():
         low, whole = 0, sum(by_length.values())
         for length, amount in by_length.items():
-            windows[source, length] = Windows(shard_tokens[source], length, (low, low + amount, whole))
+            shares[source, length] = (low, low + amount, whole)
             low += amount
-    return windows
+    return shares
+
+
+def _check_same_blocks(sets: Mapping[tuple[str, int], PackSet]) -> None:
+    """Lengths share a source by its blocks, so they must have the same."""
+    first: dict[str, PackSet] = {}
+    for (source, length), packs in sets.items():
+        other = first.setdefault(source, packs)
+        blocks = (packs.manifest.block_documents, packs.manifest.block_tokens, len(packs.block_ends))
+        if blocks != (other.manifest.block_documents, other.manifest.block_tokens, len(other.block_ends)):
+            raise DataError(
+                f"{packs.directory}: packed in blocks of {blocks[0]} documents, but {other.directory.name} in blocks "
+                f"of {other.manifest.block_documents}; a run with several sequence lengths needs the same: run "
+                f"llama-pack sequence_length={length} block_documents={other.manifest.block_documents}"
+            )
 
 
 def _check_enough(
-    segment: _Segment, windows: Mapping[tuple[str, int], Windows], shard_tokens: Mapping[str, list[int]]
+    segment: Stretch,
+    windows: Mapping[tuple[str, int], Windows | Packs],
+    shard_tokens: Mapping[str, list[int]],
+    packing: Packing,
 ) -> None:
     length = segment.sequence_length
     for source in segment.sources:
-        if not windows[source, length].count:
-            tokens = shard_tokens[source]
+        if windows[source, length].count:
+            continue
+        if packing is Packing.best_fit:
             raise DataError(
-                f"source {source} has {sum(tokens)} tokens in {len(tokens)} shard files, not enough for a single "
-                f"sequence of data.sequence_length={length}: that takes {length + 1} tokens in one file, in the part "
-                f"of it that this length may use; use a shorter length, or leave {source} out with data.sources"
+                f"source {source} has too few blocks of packs for each sequence length of the run to own one: "
+                f"{length} has none; run llama-pack for every length with a smaller block_documents, use one "
+                f"sequence length, or leave {source} out with data.sources"
             )
+        tokens = shard_tokens[source]
+        raise DataError(
+            f"source {source} has {sum(tokens)} tokens in {len(tokens)} shard files, not enough for a single "
+            f"sequence of data.sequence_length={length}: that takes {length + 1} tokens in one file, in the part "
+            f"of it that this length may use; use a shorter length, or leave {source} out with data.sources"
+        )
     have = sum(windows[source, length].count for source in segment.sources)
     if have < segment.batch_size:
         tokens = sum(sum(shard_tokens[source]) for source in segment.sources)
+        takes = f", but one batch of {segment.setting}batch_size={segment.batch_size} takes "
+        takes += str(segment.batch_size) if packing is Packing.best_fit else f"{segment.batch_size * length + 1} tokens"
         raise DataError(
-            f"the training shards have {tokens} tokens, {have} sequences of data.sequence_length={length}, but one "
-            f"batch of {segment.setting}batch_size={segment.batch_size} takes {segment.batch_size * length + 1} "
-            f"tokens; use data.batch_size={have} or less, a shorter length, or more documents"
+            f"the training shards have {tokens} tokens, {have} sequences of data.sequence_length={length}{takes}; use "
+            f"data.batch_size={have} or less, a shorter length, or more documents"
         )

@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from llama_foundation.errors import ConfigError
 from llama_train.config import DataConfig, LayoutConfig
-from llama_train.data.batches import check_divides
+from llama_train.data.batch_size import check_divides
 
 
 @dataclass(frozen=True)

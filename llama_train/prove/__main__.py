@@ -16,7 +16,7 @@ from rich.table import Table
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
-from llama_train.config import ActivationCheckpointing, TrainConfig
+from llama_train.config import ActivationCheckpointing, Packing, TrainConfig
 from llama_train.prove.faults import FAULTS
 from llama_train.prove.harness import BATCH_SIZE, Case, Outcome, compare, make_shards, run_case
 from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS, shrink
@@ -62,7 +62,9 @@ def prove(config: ProveConfig) -> int:
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="llama-prove-") as temporary:
         work = Path(temporary)
-        make_shards(work / "shards", small.model.vocab_size, 2 * STEPS * BATCH_SIZE * SEQUENCE_LENGTH)
+        packed_for = SEQUENCE_LENGTH if small.data.packing is Packing.best_fit else None
+        tokens = 2 * STEPS * BATCH_SIZE * SEQUENCE_LENGTH
+        make_shards(work / "shards", small.model.vocab_size, tokens, packed_for=packed_for)
         small.data.shards = str(work / "shards")
         console.print(
             f"Proving {config.model.name} shrunk to {small.model.layers} layers of width {small.model.hidden_size}: "

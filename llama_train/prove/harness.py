@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_pipeline.shards.pack_writer import write_packs
+from data_pipeline.shards.reader import ShardSet
 from data_pipeline.shards.writer import ShardSetWriter, write_root
 from llama_foundation import compose
 from llama_foundation.errors import RunError
@@ -157,8 +159,14 @@ def whole(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     return checkpoint.read(name, (0,) * len(shape), shape)
 
 
-def make_shards(directory: Path, vocabulary: int, tokens: int, validation_tokens: int = 0) -> None:
-    """Write token shards of random walks through the vocabulary, short and long, from two sources."""
+def make_shards(
+    directory: Path, vocabulary: int, tokens: int, validation_tokens: int = 0, packed_for: int | None = None
+) -> None:
+    """Write token shards of random walks through the vocabulary, short and long, from two sources.
+
+    Args:
+        packed_for: a sequence length; the training documents are packed for it by best fit.
+    """
     sources = ["even", "odd"]
     splits = {"train": tokens, "validation": validation_tokens}
     splits = {split: count for split, count in splits.items() if count > 0}
@@ -175,6 +183,9 @@ def make_shards(directory: Path, vocabulary: int, tokens: int, validation_tokens
         "eos_id": 2,
     }
     write_root(directory, tokenizer, dict.fromkeys(splits, sources))
+    if packed_for is not None:
+        for source in sources:
+            write_packs(ShardSet(directory / "train" / source), packed_for)
 
 
 def _write_random_documents(directory: Path, vocabulary: int, tokens: int, generator: np.random.Generator) -> None:

@@ -15,8 +15,8 @@ def shrink(config: TrainConfig, batch_size: int) -> TrainConfig:
     """Return a copy of `config` in float64 with at most 3 layers, 4 heads and 20 steps.
 
     Kept: the ratio of heads to KV heads (a multiple of it where 4 heads cannot show it) and of FFN to width, tied
-    embeddings, RoPE and its scaling, document masks, activation checkpointing, compile, resharding, optimizer and
-    schedule. Segments of the data are not kept: every layout reads the same order.
+    embeddings, RoPE and its scaling, packing, document masks, activation checkpointing, compile, resharding, optimizer
+    and schedule. Segments of the data are not kept: every layout reads the same order.
     """
     small = copy.deepcopy(config)
     model = small.model

@@ -63,20 +63,24 @@ def test_documents_of_several_sequences_are_read():
     assert index.documents == 2
     assert index.document_starts().tolist() == [0, 5, 9]
     assert [index.document_at(token) for token in range(9)] == [0] * 5 + [1] * 4
-    assert [index.first_document_from(token) for token in range(10)] == [0] + [1] * 5 + [2] * 4
+    assert index.document_starts_within(0, 9).tolist() == [0, 5]
+    assert index.document_starts_within(1, 5).tolist() == []
+    assert index.document_starts_within(5, 6).tolist() == [5]
 
 
 def test_binary_search_agrees_with_the_whole_list():
-    lengths = np.random.default_rng(0).integers(1, 9, 200).astype(np.int32)
+    lengths = np.random.default_rng(0).integers(1, 9, 400).astype(np.int32)
     written = bytearray()
     write_index(written.extend, np.dtype("<u2"), lengths)
     index = parse_index(PATH, memoryview(written), bin_bytes=2 * int(lengths.sum()))
-    owner = np.repeat(np.arange(200), lengths)
+    owner = np.repeat(np.arange(400), lengths)
     starts = np.concatenate(([0], np.cumsum(lengths)))
     assert index.document_starts().tolist() == starts.tolist()
     for token in range(int(lengths.sum())):
         assert index.document_at(token) == owner[token]
-        assert index.first_document_from(token) == int(np.flatnonzero(starts >= token)[0])
+        for count in (1, 7, 700, 10_000):
+            inside = (starts[:-1] >= token) & (starts[:-1] < token + count)
+            assert index.document_starts_within(token, token + count).tolist() == starts[:-1][inside].tolist()
 
 
 @pytest.mark.parametrize(("vocabulary_size", "expected"), [(65499, np.uint16), (65500, np.int32), (128256, np.int32)])

@@ -48,6 +48,12 @@ def samples_of(order, steps):
     return [order.locate(step, sample) for step in steps for sample in order.samples(step)]
 
 
+def span(sample):
+    """Where a window begins in its shard, and where it ends, the last label included."""
+    [(start, length)] = sample.pieces
+    return start, start + length + 1
+
+
 def rows(micro_batches):
     return torch.cat([micro_batch.tokens for micro_batch in micro_batches]).tolist()
 
@@ -76,7 +82,8 @@ def test_tokens_are_those_at_the_place_that_locate_gives(root):
         for row, sample_id in enumerate(order.samples(step)):
             sample = order.locate(step, sample_id)
             shards = root.open("train", sample.source)
-            first = {"books": 0, "web": 20000}[sample.source] + sum(shards.shard_tokens[: sample.shard]) + sample.start
+            first = {"books": 0, "web": 20000}[sample.source] + sum(shards.shard_tokens[: sample.shard])
+            first += span(sample)[0]
             assert micro_batch.tokens[row].tolist() == list(range(first, first + 16))
 
 
@@ -104,7 +111,8 @@ def test_windows_are_those_found_by_cutting_by_hand(tokens, length):
             start += length
     windows = Windows(tokens, length)
     assert windows.count == len(expected)
-    assert [windows.locate(window) for window in range(windows.count)] == expected
+    located = [windows.locate(window) for window in range(windows.count)]
+    assert located == [(shard, ((start, length),)) for shard, start in expected]
 
 
 def test_each_window_comes_exactly_once_per_epoch():
@@ -123,7 +131,7 @@ def test_each_window_comes_exactly_once_per_epoch():
         for epoch in range(epochs):
             part = samples[epoch * len(everything) : (epoch + 1) * len(everything)]
             assert {sample.epoch for sample in part} == {epoch}
-            assert {(sample.shard, sample.start) for sample in part} == everything
+            assert {(sample.shard, span(sample)[0]) for sample in part} == everything
             orders.add(tuple(sample.window for sample in part))
         assert len(orders) > epochs / 2  # shuffled anew
 
@@ -181,8 +189,8 @@ def test_fifteen_trillion_tokens_are_sought_in_place():
     assert len({(sample.source, sample.epoch, sample.window) for sample in samples}) == 2048
     for sample in samples:
         assert sample.shard == sample.window // windows_per_shard
-        assert sample.start == sample.window % windows_per_shard * 8192
-        assert sample.start + sample.length <= 4 * 10**9
+        assert span(sample)[0] == sample.window % windows_per_shard * 8192
+        assert span(sample)[1] <= 4 * 10**9
         assert sample.epoch == 1
     assert order.epochs(step)["web"] == pytest.approx(2048 * 10**6 / (3750 * windows_per_shard), rel=1e-6)
 
@@ -233,7 +241,7 @@ def test_segments_change_batch_size_length_and_weights():
     for step in range(4):
         assert {sample.source for sample in samples_of(order, [step])} == {"a"}
     for step in (4, 5):
-        assert {(sample.source, sample.length) for sample in samples_of(order, [step])} == {("b", 17)}
+        assert {(sample.source, sample.pieces[0][1]) for sample in samples_of(order, [step])} == {("b", 16)}
     assert {sample.source for sample in samples_of(order, [6, 7])} == {"a", "b"}
 
 
@@ -262,11 +270,11 @@ def test_sequence_lengths_never_share_a_token_within_an_epoch(data, seed):
     for step in range(steps):
         for sample_id in order.samples(step):
             sample = order.locate(step, sample_id)
-            assert sample.start >= 0
-            assert sample.start + sample.length <= counts[sample.source][sample.shard]
-            for token in range(sample.start, sample.start + sample.length - 1):
+            assert span(sample)[0] >= 0
+            assert span(sample)[1] <= counts[sample.source][sample.shard]
+            for token in range(span(sample)[0], span(sample)[1] - 1):
                 users = input_users.setdefault((sample.source, sample.shard, token), [])
-                users.append((sample.length, sample.epoch))
+                users.append((sample.pieces[0][1], sample.epoch))
     assert input_users
     for users in input_users.values():
         assert len({length for length, _ in users}) == 1
@@ -276,8 +284,8 @@ def test_sequence_lengths_never_share_a_token_within_an_epoch(data, seed):
 def test_lengths_share_a_shard_by_the_tokens_they_take():
     # Length 8 takes 6 steps * 4 * 8 = 192 tokens, length 16 takes 4 * 4 * 16 = 256: 3 and 4 sevenths of every file.
     order = order_of({"a": [700, 1401]}, steps=10, segments=[Segment(from_step=6, sequence_length=16)])
-    short = [(s.shard, s.start, s.start + s.length) for s in samples_of(order, range(6))]
-    long = [(s.shard, s.start, s.start + s.length) for s in samples_of(order, range(6, 10))]
+    short = [(s.shard, *span(s)) for s in samples_of(order, range(6))]
+    long = [(s.shard, *span(s)) for s in samples_of(order, range(6, 10))]
     borders = {0: 300, 1: 600}
     assert all(stop <= borders[shard] for shard, _, stop in short)
     assert all(start >= borders[shard] for shard, start, _ in long)
@@ -290,10 +298,10 @@ def test_each_source_is_shared_by_what_the_lengths_take_of_it():
     segments = [Segment(from_step=6, sequence_length=16, sources={"a": 1.0, "b": 3.0})]
     order = order_of({"a": [1000], "b": [1000]}, steps=9, segments=segments, sources={"a": 3.0, "b": 1.0})
     borders = {"a": 750, "b": 250}
-    assert all(s.start + s.length <= borders[s.source] for s in samples_of(order, range(6)))
+    assert all(span(s)[1] <= borders[s.source] for s in samples_of(order, range(6)))
     long = samples_of(order, range(6, 9))
-    assert {s.source: (s.start - borders[s.source]) % 16 for s in long} == {"a": 0, "b": 0}
-    assert all(s.start >= borders[s.source] for s in long)
+    assert {s.source: (span(s)[0] - borders[s.source]) % 16 for s in long} == {"a": 0, "b": 0}
+    assert all(span(s)[0] >= borders[s.source] for s in long)
 
 
 def test_a_length_that_returns_goes_on_where_it_stopped():
