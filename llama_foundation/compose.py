@@ -1,7 +1,8 @@
 """The one way every command turns its Hydra configuration into a checked, typed object.
 
-A command owns a dataclass (its schema) and an entry file `configs/<entry>.yaml` whose defaults list starts with
-`<entry>_schema`. `main` composes the entry with the user's overrides, checks it as a whole, and calls the command.
+A command owns a dataclass (its schema) and an entry file `configs/<entry>.yaml` (`configs/commands/<entry>.yaml` where
+it chooses from no group), whose defaults list starts with `<entry>_schema`. `main` composes the entry with the user's
+overrides, checks it as a whole, and calls the command.
 Hydra's own flags (`--cfg job --resolve`, `--multirun`, `--info`, `--help`) go to Hydra.
 """
 
@@ -126,13 +127,23 @@ def fingerprint(config: Any) -> str:
     return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
+def _home(entry: str) -> Path:
+    """Where the entry's file is.
+
+    Entries that choose from no group have a directory without groups: `checkpoint=DIR` would otherwise ask Hydra for
+    a member of `configs/checkpoint/`.
+    """
+    return CONFIGS if (CONFIGS / f"{entry}.yaml").is_file() else CONFIGS / "commands"
+
+
 def _compose(entry: str, schema: type, overrides: list[str]) -> Any:
     _register(entry, schema)
     GlobalHydra.instance().clear()
-    with _explained(schema, overrides):
+    home = _home(entry)
+    with _explained(schema, overrides, home):
         try:
-            with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=entry):
-                return hydra.compose(entry, overrides=[_forced(override) for override in overrides])
+            with hydra.initialize_config_dir(str(home), version_base="1.3", job_name=entry):
+                return hydra.compose(entry, overrides=[_forced(override, home) for override in overrides])
         finally:
             GlobalHydra.instance().clear()
 
@@ -151,14 +162,15 @@ def _through_hydra(
 ) -> int:
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     sweeping = any(argument in ("-m", "--multirun") for argument in arguments)
-    swept = _swept_keys(schema, overrides) if sweeping else set()
+    home = _home(entry)
+    swept = _swept_keys(schema, overrides, home) if sweeping else set()
     if not sweeping:
         _typed(_compose(entry, schema, overrides), schema)
     _register(entry, schema)
     status = 0
     crash: list[Exception] = []
 
-    @hydra.main(config_path=str(CONFIGS), config_name=entry, version_base="1.3")
+    @hydra.main(config_path=str(home), config_name=entry, version_base="1.3")
     def job(composed: Any) -> None:
         nonlocal status
         if crash:
@@ -179,9 +191,9 @@ def _through_hydra(
             crash.append(error)  # raised below: in here, Hydra would take some of them for its own
 
     before = sys.argv
-    sys.argv = [before[0], *(_forced(argument) for argument in arguments), *_hydra_settings(overrides)]
+    sys.argv = [before[0], *(_forced(argument, home) for argument in arguments), *_hydra_settings(overrides)]
     try:
-        with _explained(schema, overrides), _hydra_raises():
+        with _explained(schema, overrides, home), _hydra_raises():
             job()
     finally:
         sys.argv = before
@@ -191,11 +203,11 @@ def _through_hydra(
 
 
 @contextlib.contextmanager
-def _explained(schema: type, overrides: list[str]) -> Iterator[None]:
+def _explained(schema: type, overrides: list[str], home: Path) -> Iterator[None]:
     try:
         yield
     except _HYDRA_ERRORS as error:
-        raise ConfigError(explain(error, schema, overrides, CONFIGS)) from error
+        raise ConfigError(explain(error, schema, overrides, home)) from error
 
 
 @contextlib.contextmanager
@@ -212,7 +224,7 @@ def _hydra_raises() -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def _forced(override: str) -> str:
+def _forced(override: str, home: Path) -> str:
     """Write `key=value` as `++key=value` where it sets a value.
 
     Hydra refuses a plain override below an empty mapping (`data.sources.web=1`) before the schema has its say, and
@@ -220,7 +232,7 @@ def _forced(override: str) -> str:
     """
     key = override.partition("=")[0]
     is_value = "=" in override and re.fullmatch(r"[A-Za-z_][\w.\-$]*", key) and not key.startswith("hydra.")
-    return f"++{override}" if is_value and not (CONFIGS / key).is_dir() else override
+    return f"++{override}" if is_value and not (home / key).is_dir() else override
 
 
 def _hydra_settings(overrides: list[str]) -> list[str]:
@@ -229,8 +241,8 @@ def _hydra_settings(overrides: list[str]) -> list[str]:
     return [f"{key}={value}" for key, value in _HYDRA_SETTINGS.items() if key not in given]
 
 
-def _swept_keys(schema: type, overrides: list[str]) -> set[str]:
-    with _explained(schema, overrides):
+def _swept_keys(schema: type, overrides: list[str], home: Path) -> set[str]:
+    with _explained(schema, overrides, home):
         parsed = OverridesParser.create().parse_overrides(overrides)
     return {override.key_or_group for override in parsed if override.is_sweep_override()}
 

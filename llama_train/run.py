@@ -17,6 +17,7 @@ from llama_train.checkpoint.restore import Checkpoint, newest_good, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import TrainConfig
 from llama_train.data.amendments import AMENDMENTS, Amendment, read_amendments
+from llama_train.data.batches import check_validation
 from llama_train.data.order import TokenOrder, check_vocabulary
 from llama_train.distributed import World
 from llama_train.engine.engine import Engine
@@ -66,6 +67,7 @@ class Run:
         """
         state = self.checkpoint.state if self.checkpoint else {}
         check_vocabulary(self.shards, self.config.model.vocab_size, state.get("tokenizer"))
+        check_validation(self.shards, self.config.data, self.config.validation.batches)
         if self.checkpoint is None:
             return
         where = self.checkpoint.directory

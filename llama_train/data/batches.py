@@ -77,15 +77,9 @@ def validation_micro_batches(
         DataError: there are fewer windows than asked for, or a shard is damaged.
     """
     check_divides("data.batch_size", data.batch_size, data_world, micro_batch_size)
+    check_validation(root, data, batch_index + 1)
     ordered = _validation_windows(root, data.sequence_length)
-    available = len(ordered.window_numbers)
     first, stop = batch_index * data.batch_size, (batch_index + 1) * data.batch_size
-    if stop > available:
-        raise DataError(
-            f"{root.path}: the validation shards hold {available} sequences of data.sequence_length="
-            f"{data.sequence_length}, but validation batch {batch_index} ends at sequence {stop}; use "
-            f"validation.batches={available // data.batch_size} or less, or hold out more documents"
-        )
     share = data.batch_size // data_world
     own = range(first, stop)[data_rank * share : (data_rank + 1) * share]
     micro_batches = []
@@ -97,6 +91,22 @@ def validation_micro_batches(
             windows.append(read_window(shards, shard, start, data.sequence_length + 1))
         micro_batches.append(make_micro_batch(windows, data.document_masks))
     return micro_batches
+
+
+def check_validation(root: ShardRoot, data: DataConfig, batches: int) -> None:
+    """Check that the validation shards hold so many batches.
+
+    Raises:
+        DataError: they hold fewer; says how many there are.
+    """
+    available = len(_validation_windows(root, data.sequence_length).window_numbers)
+    if batches * data.batch_size > available:
+        raise DataError(
+            f"{root.path}: the validation shards hold {available} sequences of data.sequence_length="
+            f"{data.sequence_length}, but validation.batches={batches} of data.batch_size={data.batch_size} take "
+            f"{batches * data.batch_size}; use validation.batches={available // data.batch_size} or less, or hold out "
+            "more documents (llama-data validation.fraction)"
+        )
 
 
 def check_divides(setting: str, batch_size: int, data_world: int, micro_batch_size: int) -> None:
