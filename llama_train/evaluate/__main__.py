@@ -4,7 +4,6 @@ Under torchrun the model is sharded over the ranks, and the work is dealt out to
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.shards.reader import open_root
-from llama_foundation.errors import ConfigError, DataError
+from llama_foundation.errors import ConfigError
 from llama_foundation.files import publish_json
 from llama_train.evaluate.held_out import held_out_loss
 from llama_train.evaluate.score import Scorer
-from llama_train.evaluate.task_files import find_tasks, read_task, run_task
+from llama_train.evaluate.task_files import UnknownKindError, find_tasks, read_task, run_task
 from llama_train.inference import check_device, opened, run_command
 
 
@@ -105,7 +104,7 @@ def run_files(
     for name, path in files.items():
         try:
             task = read_task(name, path, delimiters.get(name, " "), limit)
-        except DataError as error:
+        except UnknownKindError as error:
             if not skip:
                 raise
             results["skipped"][name] = str(error)
@@ -143,8 +142,7 @@ def _text(value: float | int | None) -> str:
 
 def main() -> int:
     """Run the command line."""
-    command: Callable[[EvaluateConfig, dist.Store], None] = run
-    return run_command("evaluate", EvaluateConfig, command)
+    return run_command("evaluate", EvaluateConfig, run)
 
 
 if __name__ == "__main__":

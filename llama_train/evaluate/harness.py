@@ -106,9 +106,11 @@ def run_harness(
         log_samples=False,
     )
     assert results is not None, "every rank is rank 0 to the harness"
+    return {name: _numbers(reported) for name, reported in results["results"].items()}
+
+
+def _numbers(reported: dict[str, Any]) -> dict[str, float]:
+    """Name metrics as in `task_files.py`: the harness writes "acc,none" and "acc_stderr,none"."""
     return {
-        name: {
-            metric.removesuffix(",none"): value for metric, value in numbers.items() if isinstance(value, int | float)
-        }
-        for name, numbers in results["results"].items()
+        name.removesuffix(",none"): float(value) for name, value in reported.items() if isinstance(value, int | float)
     }

@@ -71,9 +71,8 @@ class Scorer:
         windows: list[tuple[list[int], list[int]]] = []
         counts = []
         for text in texts:
-            parts = list(
-                rolling_windows([self.tokenizer.bos_id, *self.encode(text)], self.tokenizer.bos_id, self.context)
-            )
+            bos = self.tokenizer.bos_id
+            parts = list(rolling_windows([bos, *self.encode(text)], bos, self.context))
             windows += parts
             counts.append(len(parts))
         scores = iter(self._score(windows))

@@ -50,6 +50,10 @@ KINDS: dict[str, dict[str, Callable[[Any], bool]]] = {
 """The fields that an example of each kind must have."""
 
 
+class UnknownKindError(DataError):
+    """The examples of a file are of no kind that can be run here."""
+
+
 @dataclass(frozen=True)
 class Task:
     """The examples of one file."""
@@ -124,14 +128,14 @@ def kind_of(example: Any, where: str) -> str:
     """Return the kind of task that has examples like this one.
 
     Raises:
-        DataError: none has.
+        UnknownKindError: none has.
     """
     for kind, fields in KINDS.items():
         if isinstance(example, dict) and fields.keys() <= example.keys():
             return kind
     wanted = "; ".join(f"{kind}: {', '.join(fields)}" for kind, fields in KINDS.items())
     found = ", ".join(example) if isinstance(example, dict) else str(example)[:80]
-    raise DataError(f"{where}: has the fields {found}, which no kind of task has ({wanted})")
+    raise UnknownKindError(f"{where}: has the fields {found}, which no kind of task has ({wanted})")
 
 
 def run_task(task: Task, scorer: Scorer) -> dict[str, float | int | str]:
