@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -410,3 +412,53 @@ def test_greedy_text_of_a_huggingface_directory_is_that_of_transformers(
     assert len(set(expected[len(prompt) :])) > 5
     assert run_main(monkeypatch, f"checkpoint={tmp_path}", "device=cpu", "prompt=The river", "max_new_tokens=40") == 0
     assert capsys.readouterr().out == tokenizer.decode(expected) + "\n"
+
+
+def test_ranks_that_share_a_model_give_the_texts_of_one(tmp_path: Path, tokenizer_directory: Path, monkeypatch) -> None:
+    """Three prompts on two ranks in batches of two: one rank has more to do than the other, and neither hangs."""
+    torch.manual_seed(0)
+    other = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=300,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+        )
+    )
+    other.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.model").write_bytes((tokenizer_directory / "tokenizer.model").read_bytes())
+    prompts = ["The river", "a", "The miller's daughter counted"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    arguments = [
+        f"checkpoint={tmp_path}/model",
+        f"prompts={tmp_path}/in.jsonl",
+        "device=cpu",
+        "temperature=0.7",
+        "batch_size=2",
+        "max_new_tokens=20",
+    ]
+    assert run_main(monkeypatch, *arguments, f"output={tmp_path}/one.jsonl") == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "llama_train.generate", *arguments]
+    done = subprocess.run(
+        [*command, f"output={tmp_path}/two.jsonl"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"3 texts -> {tmp_path}/two.jsonl\n"
+    assert (tmp_path / "two.jsonl").read_text() == (tmp_path / "one.jsonl").read_text()
+
+
+def test_a_failure_on_one_rank_is_raised_after_its_passes() -> None:
+    model = Llama(tiny())
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(RunError, match="is not finite; use an older checkpoint"):
+        generate_together(model, [Row([1, 2], 3)], Peers(), batch_size=1)
