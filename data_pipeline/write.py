@@ -24,7 +24,7 @@ from data_pipeline.tokenize import load_tokenizer, train_sentencepiece
 from llama_foundation.errors import DataError
 
 NAME = "shards"
-VERSION = 1
+VERSION = 2
 
 FIRST_WORDS = 80
 """Characters of a document that its provenance quotes."""
@@ -133,7 +133,7 @@ def encode_task(folder: Path, task: Task) -> Commit:
 
     def runs() -> Iterator[tuple[str, pa.Table]]:
         for group, rows in sorted(groups.items()):
-            columns = batch.select(["record_id", "source", "file", "row", "url"]).take(pa.array(rows))
+            columns = batch.select(["record_id", "source", "file", "row", "url", "language"]).take(pa.array(rows))
             table = pa.Table.from_batches([columns])
             first_words = [" ".join(texts[row][: 4 * FIRST_WORDS].split())[:FIRST_WORDS] for row in rows]
             table = table.append_column("first_words", pa.array(first_words, pa.string()))

@@ -124,6 +124,17 @@ class ValidationConfig:
 
     every: int = 0  # optimizer steps between validations; 0: never (one at the end of the run if batches > 0)
     batches: int = 0  # batches of data.batch_size sequences; 0: no validation at all
+    task_files: str | None = None  # a directory of JSONL tasks (docs/evaluation.md)
+    tasks: list[str] = field(default_factory=list)  # of task_files; none: all of them
+    tasks_every: int = 0  # optimizer steps between runs of the tasks; 0: never
+    tasks_limit: int = 100  # examples of each task; 0: all
+    delimiters: dict[str, str] = field(default_factory=dict)  # task → text between question and answer; " " elsewhere
+
+    def check(self) -> None:
+        for name in ("every", "batches", "tasks_every", "tasks_limit"):
+            _at_least(f"validation.{name}", getattr(self, name), 0)
+        if self.tasks_every > 0 and self.task_files is None:
+            raise ConfigError(f"validation.tasks_every={self.tasks_every} needs validation.task_files=DIR")
 
 
 @dataclass
@@ -294,7 +305,9 @@ class TrainConfig:
             _at_least("stop_at_step", self.stop_at_step, 1)
         if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
             raise ConfigError(f"name={self.name!r} must be a plain directory name below output={self.output}")
-        for group in (self.model, self.data, self.optimizer, self.schedule, self.layout, self.checkpoint, self.cluster):
+        for group in (self.model, self.data, self.validation, self.optimizer, self.schedule, self.layout):
+            group.check()
+        for group in (self.checkpoint, self.cluster):
             group.check()
         longest = self.data.longest_sequence()
         if longest > self.model.context:

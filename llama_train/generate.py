@@ -1,18 +1,21 @@
-"""llama-generate: continue a prompt with a checkpoint's model."""
+"""llama-generate: continue prompts with a checkpoint's model; `python -m llama_train.generate` does the same.
 
+Under torchrun the model is sharded over the ranks, and the prompts are dealt out to them.
+"""
+
+import json
 import math
 import sys
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import torch
+import torch.distributed as dist
 from omegaconf import MISSING
 
-from data_pipeline.tokenize import load_tokenizer
-from llama_foundation import compose
-from llama_foundation.errors import ConfigError, RunError
-from llama_train.checkpoint.load import load_model
+from llama_foundation.errors import ConfigError, DataError
+from llama_foundation.files import publish_text
+from llama_train.decode import Row, generate_together
+from llama_train.inference import Opened, check_device, opened, run_command
 
 
 @dataclass
@@ -21,126 +24,110 @@ class GenerateConfig:
 
     checkpoint: str = MISSING  # a checkpoint, a run directory (its newest checkpoint) or a Hugging Face directory
     prompt: str = ""
+    prompts: str | None = None  # a JSONL file of {"prompt": "..."}, in place of `prompt`
+    output: str | None = None  # a JSONL file of {"prompt", "text"} to write; null: print
     max_new_tokens: int = 32
     temperature: float = 0.0  # 0: always the most likely token
     top_p: float = 0.9  # sample from the most likely tokens that together have this probability
-    seed: int = 0
+    seed: int = 0  # of the first prompt; the one after it has seed + 1, and so on
+    stop_ids: list[int] | None = None  # tokens that end a text; null: the tokenizer's end of text
+    batch_size: int = 8  # prompts in one forward pass of one process
     tokenizer: str | None = None  # a file or directory; null: the one kept with the checkpoint
     device: str = "auto"  # auto, cpu or cuda
 
     def check(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature={self.temperature} must be at least 0, where 0 takes the likeliest token")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1, where 1 keeps every token")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed} must be between 0 and 2**63 - 1")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"device={self.device}; use auto, cpu or cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device=cuda, but torch finds no CUDA device here; use device=cpu")
+        if not 0 <= self.seed < 2**62:
+            raise ConfigError(f"seed={self.seed} must be between 0 and 2**62 - 1")
+        if self.prompt and self.prompts is not None:
+            raise ConfigError(f"prompt={self.prompt!r} and prompts={self.prompts}: give one of them")
+        check_device(self.device)
 
 
-@torch.inference_mode()
-def generate(
-    model: Any,
-    token_ids: list[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    stop_ids: Collection[int],
-    vocabulary_size: int | None = None,
-) -> list[int]:
-    """Return the tokens that continue `token_ids`, up to a stop token (left out) or `max_new_tokens`.
-
-    Args:
-        model: tokens [1, S] int64 to logits [1, S, V]. It runs over the whole text again for every token.
-        token_ids: the prompt, at least one token (bos).
-        temperature: logits are divided by it; 0 takes the largest logit instead of sampling.
-        top_p: see `nucleus`.
-        seed: of the draws. They are made on the CPU, so that a seed means the same on every device.
-        vocabulary_size: only ids below it are chosen; a model may have more outputs than its tokenizer has tokens.
+def run(config: GenerateConfig, store: dist.Store) -> None:
+    """Print every prompt and what the model makes of it, or write them to `config.output`.
 
     Raises:
-        RunError: the model gives numbers that are not finite.
+        CheckpointError, DataError: the checkpoint, its tokenizer or the file of prompts is missing or damaged.
+        ConfigError: there is no tokenizer, it does not belong to the model, or a text does not fit into the context.
     """
-    parameter = next(iter(model.parameters()), None)
-    tokens = torch.tensor([token_ids], device=None if parameter is None else parameter.device)
-    generator = torch.Generator().manual_seed(seed)
-    chosen: list[int] = []
-    while len(chosen) < max_new_tokens:
-        logits = model(tokens)[0, -1, :vocabulary_size].to("cpu", torch.float64)
-        if not logits.isfinite().all():
-            raise RunError(f"the model's output after {tokens.shape[1]} tokens is not finite; use an older checkpoint")
-        if temperature == 0:
-            token_id = int(logits.argmax())
-        else:
-            probabilities = nucleus(torch.softmax(logits / temperature, dim=-1), top_p)
-            token_id = int(torch.multinomial(probabilities, 1, generator=generator))
-        if token_id in stop_ids:
-            break
-        chosen.append(token_id)
-        tokens = torch.cat([tokens, tokens.new_tensor([[token_id]])], dim=1)
-    return chosen
+    prompts = [config.prompt] if config.prompts is None else read_prompts(Path(config.prompts))
+    with opened(config.checkpoint, config.tokenizer, config.device, store) as model:
+        texts = continue_texts(model, prompts, config)
+        if model.peers.rank != 0:
+            return
+    if config.output is None:
+        for text in texts:
+            print(text)
+    else:
+        lines = (
+            json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n"
+            for prompt, text in zip(prompts, texts, strict=True)
+        )
+        publish_text(Path(config.output), "".join(lines))
+        print(f"{len(texts)} texts -> {config.output}")
 
 
-def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the fewest most likely tokens whose probabilities reach `top_p`, scaled to sum to 1; the others get 0.
+def continue_texts(model: Opened, prompts: list[str], config: GenerateConfig) -> list[str]:
+    """Return every prompt with its continuation, as text."""
+    tokenizer = model.tokenizer
+    encoded = [[tokenizer.bos_id, *ids.tolist()] for ids in tokenizer.encode_batch(prompts)]
+    for number, ids in enumerate(encoded):
+        _check_fits(len(ids), config.max_new_tokens, model.config.context, number if len(prompts) > 1 else None)
+    stop_ids = (tokenizer.eos_id,) if config.stop_ids is None else tuple(config.stop_ids)
+    rows = [
+        Row(ids, config.max_new_tokens, config.temperature, config.top_p, config.seed + number, stop_ids)
+        for number, ids in enumerate(encoded)
+    ]
+    continued = generate_together(model.model, rows, model.peers, config.batch_size, tokenizer.vocabulary_size)
+    return [tokenizer.decode([*ids, *more]) for ids, more in zip(encoded, continued, strict=True)]
 
-    Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1. Of equally likely tokens the
-    lower id comes first.
-    """
-    ordered, order = probabilities.sort(descending=True, stable=True)
-    before = torch.cat([ordered.new_zeros(1), ordered.cumsum(dim=0)[:-1]])
-    kept = torch.where(before < top_p, ordered, 0)
-    return torch.zeros_like(probabilities).scatter(0, order, kept / kept.sum())
 
-
-def run(config: GenerateConfig) -> None:
-    """Print the prompt and what the model makes of it.
+def read_prompts(path: Path) -> list[str]:
+    """Read a JSONL file of objects with a `prompt`.
 
     Raises:
-        CheckpointError, DataError: the checkpoint or its tokenizer is missing or damaged.
-        ConfigError: there is no tokenizer, it does not belong to the model, or the text does not fit into the context.
+        DataError: it cannot be read, or a line is something else; names the line.
     """
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, model_config, tokenizer_directory = load_model(config.checkpoint, device=device)
-    where = config.tokenizer or tokenizer_directory
-    if where is None:
-        raise ConfigError(f"checkpoint={config.checkpoint} has no tokenizer with it; add tokenizer=FILE")
-    tokenizer = load_tokenizer(where)
-    if tokenizer.vocabulary_size > model_config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer {tokenizer.path} has {tokenizer.vocabulary_size} tokens, the model of "
-            f"checkpoint={config.checkpoint} only {model_config.vocab_size}: it was trained with another one"
+    prompts = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"prompts={path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f'{path}: line {number} is not {{"prompt": "..."}}') from error
+        if not isinstance(prompt, str):
+            raise DataError(f"{path}: line {number}: prompt is {prompt!r}, not text")
+        prompts.append(prompt)
+    if not prompts:
+        raise DataError(f"prompts={path}: holds no prompt")
+    return prompts
+
+
+def _check_fits(prompt: int, new: int, context: int, number: int | None) -> None:
+    if prompt + new <= context:
+        return
+    which = "prompt" if number is None else f"prompt {number}"
+    raise ConfigError(
+        f"{which} has {prompt} tokens, which with max_new_tokens={new} do not fit into the model's context of "
+        f"{context}; "
+        + (
+            f"use max_new_tokens={context - prompt} or less"
+            if prompt < context
+            else f"use a prompt of less than {context} tokens"
         )
-    prompt = [tokenizer.bos_id, *tokenizer.encode_batch([config.prompt])[0].tolist()]
-    if len(prompt) + config.max_new_tokens > model_config.context:
-        raise ConfigError(
-            f"prompt has {len(prompt)} tokens, which with max_new_tokens={config.max_new_tokens} do not fit into the "
-            f"model's context of {model_config.context}; "
-            + (
-                f"use max_new_tokens={model_config.context - len(prompt)} or less"
-                if len(prompt) < model_config.context
-                else f"use a prompt of less than {model_config.context} tokens"
-            )
-        )
-    continuation = generate(
-        model.eval(),
-        prompt,
-        config.max_new_tokens,
-        config.temperature,
-        config.top_p,
-        config.seed,
-        stop_ids=(tokenizer.eos_id,),
-        vocabulary_size=tokenizer.vocabulary_size,
     )
-    print(tokenizer.decode([*prompt, *continuation]))
 
 
 def main() -> int:
@@ -151,11 +138,12 @@ def main() -> int:
     prompts = [argument.removeprefix("prompt=") for argument in sys.argv[1:] if argument.startswith("prompt=")]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("prompt=")]
 
-    def command(config: GenerateConfig) -> None:
+    def command(config: GenerateConfig, store: dist.Store) -> None:
         config.prompt = prompts[-1] if prompts else config.prompt
-        run(config)
+        config.check()
+        run(config, store)
 
-    return compose.main("generate", GenerateConfig, command)
+    return run_command("generate", GenerateConfig, command)
 
 
 if __name__ == "__main__":

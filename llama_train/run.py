@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from data_pipeline.shards.reader import ShardRoot, open_root
+from data_pipeline.tokenize import load_tokenizer
 from llama_foundation.errors import CheckpointError, DataError
 from llama_train.checkpoint.load import open_weights
 from llama_train.checkpoint.restore import Checkpoint, newest_good, restore
@@ -25,6 +26,7 @@ from llama_train.model.size import parameter_count
 from llama_train.observe.observers import Observers
 from llama_train.observe.summary import write_summary
 from llama_train.parallel.layout import Layout
+from llama_train.validation import load_tasks
 
 FROZEN = ("seed", "model", "data", "optimizer", "schedule")
 """Settings that decide what a step computes: a run keeps them for life. `data.shards` may move; its content not."""
@@ -68,6 +70,8 @@ class Run:
         state = self.checkpoint.state if self.checkpoint else {}
         check_vocabulary(self.shards, self.config.model.vocab_size, state.get("tokenizer"))
         check_validation(self.shards, self.config.data, self.config.validation.batches)
+        if load_tasks(self.config.validation):
+            load_tokenizer(self.shards.tokenizer_path)
         if self.checkpoint is None:
             return
         where = self.checkpoint.directory
@@ -173,6 +177,11 @@ class Run:
         every = self.config.validation.every
         at_interval = every > 0 and self.step % every == 0
         return self.config.validation.batches > 0 and (at_interval or self.step == self.config.steps)
+
+    def tasks_due(self) -> bool:
+        """Whether tasks are due."""
+        every = self.config.validation.tasks_every
+        return every > 0 and self.step % every == 0
 
 
 def to_container(config: TrainConfig) -> dict[str, Any]:

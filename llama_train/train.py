@@ -4,6 +4,7 @@
 stopped last time, and then the loop.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from llama_train.run import Run
 from llama_train.survive.anomalies import describe_non_finite
 from llama_train.survive.signals import StopRequest
 from llama_train.survive.watchdog import Watchdog
-from llama_train.validation import validate
+from llama_train.validation import run_tasks, validate
 
 START_SECONDS = 1800.0
 """How long a start may take, first step included, before the watchdog ends it: loading 405B, compiling."""
@@ -74,7 +75,14 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                 observe(recorder.record(run.step, run.tokens, order.sequence_length(step), result, rate, clock.take()))
                 if run.validation_due():
                     with clock.phase(step, "validation"):
-                        observe.validation(run.step, validate(engine, config, run.shards, layout))
+                        measured = validate(engine, config, run.shards, layout)
+                        observe.validation(run.step, measured.loss)
+                        if len(measured.by_source) > 1:
+                            observe.values(run.step, "validation/loss", measured.by_source)
+                if run.tasks_due():
+                    with clock.phase(step, "validation"):
+                        tell = partial(observe.event, run.step)
+                        observe.values(run.step, "tasks", run_tasks(engine, config, run.shards, world.control, tell))
                 if run.checkpoint_due():
                     with clock.phase(step, "checkpoint"):
                         run.save(engine, order, observe.logger_ids())

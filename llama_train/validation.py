@@ -1,23 +1,92 @@
-"""Loss on held-out documents: always the same windows, in the same order."""
+"""How good the model is while it trains: loss on held-out documents, and tasks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.distributed as dist
 
 from data_pipeline.shards.reader import ShardRoot
-from llama_train.config import TrainConfig
+from data_pipeline.tokenize import load_tokenizer
+from llama_foundation.errors import UserError
+from llama_train.config import TrainConfig, ValidationConfig
 from llama_train.data.batches import validation_micro_batches
 from llama_train.engine.engine import Engine
+from llama_train.evaluate.score import Scorer
+from llama_train.evaluate.task_files import Task, find_tasks, read_task, run_task
 from llama_train.parallel.layout import Layout
+from llama_train.peers import Peers
 
 
-def validate(engine: Engine, config: TrainConfig, shards: ShardRoot, layout: Layout) -> float:
-    """Return the mean loss per token over `validation.batches` batches of the validation shards.
+@dataclass(frozen=True)
+class ValidationLoss:
+    """The mean loss per token, in nats, over all windows, and over those of each source."""
+
+    loss: float
+    by_source: dict[str, float]
+
+
+def validate(engine: Engine, config: TrainConfig, shards: ShardRoot, layout: Layout) -> ValidationLoss:
+    """Measure the loss over `validation.batches` batches of the validation shards: always the same windows.
 
     Raises:
         DataError: the validation shards hold fewer windows than asked for.
     """
-    loss, tokens = 0.0, 0
-    for index in range(config.validation.batches):
-        micro_batches = validation_micro_batches(
-            shards, config.data, index, layout.data_rank, layout.data_world, layout.micro_batch_size
-        )
-        loss_sum, count = engine.evaluate(micro_batches)
-        loss, tokens = loss + loss_sum, tokens + count
-    return loss / max(tokens, 1)
+    sums: dict[str, tuple[float, int]] = {}
+    for source in shards.sources("validation"):
+        loss, tokens = 0.0, 0
+        for micro_batch in validation_micro_batches(
+            shards,
+            config.data,
+            source,
+            config.validation.batches,
+            layout.data_rank,
+            layout.data_world,
+            layout.micro_batch_size,
+        ):
+            loss_sum, count = engine.evaluate([micro_batch])
+            loss, tokens = loss + loss_sum, tokens + count
+        if tokens:
+            sums[source] = (loss, tokens)
+    total, tokens = (sum(column) for column in zip(*sums.values(), strict=True)) if sums else (0.0, 0)
+    by_source = {source: loss / count for source, (loss, count) in sums.items()}
+    return ValidationLoss(total / max(tokens, 1), by_source)
+
+
+def load_tasks(settings: ValidationConfig) -> list[Task]:
+    """Read the tasks of `validation.task_files`; none if they are never run.
+
+    Raises:
+        ConfigError: there is no such task.
+        DataError: a task's file cannot be read, or is of no kind that is known.
+    """
+    if settings.tasks_every == 0:
+        return []
+    assert settings.task_files is not None
+    return [
+        read_task(name, path, settings.delimiters.get(name, " "), settings.tasks_limit)
+        for name, path in find_tasks(settings.task_files, settings.tasks).items()
+    ]
+
+
+def run_tasks(
+    engine: Engine, config: TrainConfig, shards: ShardRoot, group: dist.ProcessGroup, tell: Callable[[str], None]
+) -> dict[str, float]:
+    """Run the tasks on the live model, on all ranks; return "task/metric" → value.
+
+    A task that cannot be run is left out, and `tell` is told why: no run should end for that.
+    """
+    tokenizer = load_tokenizer(shards.tokenizer_path)
+    scorer = Scorer(engine.model, config.model.context, tokenizer, Peers(group), config.layout.micro_batch_size)
+    values = {}
+    for task in load_tasks(config.validation):
+        try:
+            numbers = run_task(task, scorer)
+        except UserError as error:
+            tell(f"task {task.name} could not be run: {error}")
+            continue
+        values |= {
+            f"{task.name}/{metric}": value
+            for metric, value in numbers.items()
+            if isinstance(value, float) and not metric.endswith("_stderr")
+        }
+    return values

@@ -102,7 +102,7 @@ class ShardSet:
         return range(index.document_at(start), index.document_at(start + count - 1) + 1)
 
     def provenance(self, shard: int, document: int) -> dict[str, Any]:
-        """Return where a document comes from: record_id, source, file, row, url, first_words.
+        """Return where a document comes from: record_id, source, file, row, url, language, first_words.
 
         Raises:
             DataError: the provenance file is damaged.
@@ -281,5 +281,7 @@ def open_provenance(path: Path, mapped: memoryview, documents: int) -> tuple[pq.
     metadata = parquet.metadata
     if metadata.num_rows != documents:
         raise DataError(f"{path}: has {metadata.num_rows} rows, but the shard has {documents} documents")
+    if "language" not in parquet.schema_arrow.names:
+        raise DataError(f"{path}: does not say the documents' languages; an older llama-data wrote it, run it again")
     ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
     return parquet, ends

@@ -41,6 +41,7 @@ PROVENANCE = pa.schema(
         pa.field("file", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
         pa.field("url", pa.string()),
+        pa.field("language", pa.string()),  # as the input names it; null where it does not
         pa.field("first_words", pa.string(), nullable=False),
     ]
 )
@@ -89,7 +90,7 @@ class ShardSetWriter:
 
         Args:
             token_ids: whole numbers [tokens], bos and eos included.
-            provenance: a value for every column of `PROVENANCE`; `url` may be None.
+            provenance: a value for every column of `PROVENANCE`; `url` and `language` may be None.
 
         Raises:
             DataError: no tokens, too many for the format, an id outside the vocabulary, or the disk refuses.

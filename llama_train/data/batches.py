@@ -11,7 +11,6 @@ import torch
 from data_pipeline.shards.reader import ShardRoot, ShardSet
 from llama_foundation.errors import DataError
 from llama_train.config import DataConfig
-from llama_train.data.batch_size import check_divides
 from llama_train.data.windows import Piece, Windows
 from llama_train.model.llama import IGNORE
 
@@ -126,32 +125,32 @@ def _count_to(stop: int) -> np.ndarray:
 
 
 def validation_micro_batches(
-    root: ShardRoot, data: DataConfig, batch_index: int, data_rank: int, data_world: int, micro_batch_size: int
-) -> list[MicroBatch]:
-    """Read one rank's part of validation batch `batch_index`: always the same windows, none twice.
+    root: ShardRoot, data: DataConfig, source: str, batches: int, data_rank: int, data_world: int, micro_batch_size: int
+) -> Iterator[MicroBatch]:
+    """Read one rank's part of the windows that `source` has in `batches` validation batches: always the same ones.
 
     The windows of each source of the split `validation` are taken in order, and the sources take turns in proportion
-    to their windows. Batches have data.batch_size sequences of data.sequence_length.
+    to their windows. Batches have data.batch_size sequences of data.sequence_length. Every rank gets as many
+    micro-batches; rows that fill them up have no label that counts.
 
     Raises:
-        ConfigError: the batch does not divide into micro-batches of all ranks.
         DataError: there are fewer windows than asked for, or a shard is damaged.
     """
-    check_divides("data.batch_size", data.batch_size, data_world, micro_batch_size)
-    check_validation(root, data, batch_index + 1)
+    check_validation(root, data, batches)
     ordered = _validation_windows(root, data.sequence_length)
-    first, stop = batch_index * data.batch_size, (batch_index + 1) * data.batch_size
-    share = data.batch_size // data_world
-    own = range(first, stop)[data_rank * share : (data_rank + 1) * share]
-    micro_batches = []
-    for begin in range(0, share, micro_batch_size):
+    shards = root.open("validation", source)
+    among = ordered.source_numbers[: batches * data.batch_size]
+    positions = np.flatnonzero(among == ordered.sources.index(source)).tolist()
+    per_pass = data_world * micro_batch_size
+    for begin in range(0, len(positions), per_pass):
+        own = range(begin, begin + per_pass)[data_rank * micro_batch_size : (data_rank + 1) * micro_batch_size]
         windows = []
-        for position in own[begin : begin + micro_batch_size]:
-            source, shard, start = ordered.locate(position)
-            shards = root.open("validation", source)
+        for number in own:
+            _, shard, start = ordered.locate(positions[min(number, len(positions) - 1)])
             windows.append(read_window(shards, shard, start, data.sequence_length + 1))
-        micro_batches.append(make_micro_batch(windows, data.document_masks))
-    return micro_batches
+        micro_batch = make_micro_batch(windows, data.document_masks)
+        micro_batch.labels[[number >= len(positions) for number in own]] = IGNORE
+        yield micro_batch
 
 
 def check_validation(root: ShardRoot, data: DataConfig, batches: int) -> None:

@@ -38,6 +38,8 @@ class StepResult:
 class Engine(Protocol):
     """Loss, gradients and updates of one model under one layout."""
 
+    model: torch.nn.Module  # tokens [B, S] to logits [B, S, V]; all ranks must run it together
+
     def step(
         self,
         micro_batches: list[MicroBatch],

@@ -87,10 +87,10 @@ class NativeEngine:
 
     def chunks(self, optimizer: bool = True) -> Iterator[Chunk]:
         for name, parameter in self.parameters.items():
-            yield from _chunk(f"weights/{name}", parameter)
+            yield from local_chunk(f"weights/{name}", parameter)
             if optimizer:
                 for moment in MOMENTS:
-                    yield from _chunk(f"optimizer/{moment}/{name}", self.optimizer.state[parameter][moment])
+                    yield from local_chunk(f"optimizer/{moment}/{name}", self.optimizer.state[parameter][moment])
 
     @torch.no_grad()
     def load_chunks(self, chunks: Iterable[Chunk]) -> None:
@@ -101,7 +101,7 @@ class NativeEngine:
                 tensor = self.optimizer.state[self.parameters[name]][moment]
             else:
                 tensor = self.parameters[name]
-            (target,) = _chunk(chunk.name, tensor)
+            (target,) = local_chunk(chunk.name, tensor)
             assert target.offsets == chunk.offsets and target.tensor.shape == chunk.tensor.shape, chunk.name
             target.tensor.copy_(chunk.tensor)
 
@@ -117,7 +117,7 @@ class NativeEngine:
     def _gradient_chunks(self) -> Iterator[Chunk]:
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                yield from _chunk(f"gradients/{name}", parameter.grad)
+                yield from local_chunk(f"gradients/{name}", parameter.grad)
 
     def _forward(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         ids = micro_batch.document_ids
@@ -129,7 +129,7 @@ class NativeEngine:
         )
 
 
-def _chunk(name: str, tensor: torch.Tensor) -> Iterator[Chunk]:
+def local_chunk(name: str, tensor: torch.Tensor) -> Iterator[Chunk]:
     """Yield the rectangle of `tensor` on this rank; nothing where FSDP2 gave this rank no row."""
     shape = tuple(tensor.shape)
     tensor = tensor.detach()

@@ -50,6 +50,7 @@ class Event:
     step: int
     attempt: int
     message: str
+    values: dict[str, float | None] | None = None  # numbers that it comes with; None: one that was not finite
 
 
 @dataclass(slots=True)
@@ -203,4 +204,6 @@ def _complete_bytes(file: Any) -> int:
 
 def _finite(value: Any) -> Any:
     """JSON knows no infinity and no not-a-number."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -101,13 +101,18 @@ class Observers:
         self._speak(lambda: self._console.line(f"step {step}  validation loss {loss:.4f}"))
         self._each_view(lambda view: view.log({"validation/loss": loss}, step))
 
-    def event(self, step: int, message: str) -> None:
-        """Record something that a reader of the curves should know."""
+    def event(self, step: int, message: str, values: dict[str, float] | None = None) -> None:
+        """Record something that a reader of the curves should know, and numbers that have no record of their own."""
         if self._metrics is None:
             return
-        self._metrics.append(Event(step, self.attempt, message))
+        self._metrics.append(Event(step, self.attempt, message, values))
         self._speak(lambda: self._console.line(f"step {step}  {message}"))
-        self._each_view(lambda view: view.event(message, step))
+        self._each_view(lambda view: view.log(values, step) if values else view.event(message, step))
+
+    def values(self, step: int, what: str, values: dict[str, float]) -> None:
+        """Record numbers that have no record of their own, as an event."""
+        message = f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self.event(step, message, {f"{what}/{name}": value for name, value in values.items()})
 
     def phase(self, message: str) -> None:
         """Say on the console what begins now."""

@@ -201,6 +201,7 @@ def _write_random_documents(directory: Path, vocabulary: int, tokens: int, gener
                 "file": "random",
                 "row": row,
                 "url": None,
+                "language": None,
                 "first_words": "",
             }
             writer.add(ids, provenance)

@@ -107,6 +107,7 @@ def test_every_kept_text_comes_back_from_the_shards_once(finished):
                 assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
                 assert tokenizer.decode(ids[1:-1].tolist()) == text
                 assert text.split()[0] in provenance["first_words"]
+                assert provenance["language"] == (None if provenance["file"] == "more.jsonl" else "de")
                 seen.append(" ".join(text.split()))
     assert sorted(seen) == sorted(groups)
 

@@ -25,7 +25,7 @@ def run(tmp_path):
         for row in range(30):
             words = f"[red] document {row} \x1b[31m begins with these words and goes on for a while"
             origin = {"record_id": f"{row:032x}", "source": "web", "file": "texts/web.jsonl", "row": row, "url": None}
-            writer.add(np.full(20, row), origin | {"first_words": words})
+            writer.add(np.full(20, row), origin | {"language": None, "first_words": words})
     tokenizer = {
         "file": "tokenizer/tokenizer.model",
         "fingerprint": "f",

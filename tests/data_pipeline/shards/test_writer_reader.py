@@ -41,6 +41,7 @@ def origin(row):
         "file": "a.jsonl",
         "row": row,
         "url": None if row % 2 else f"https://example.org/{row}",
+        "language": None if row % 3 else "de",
         "first_words": f"words of document {row}",
     }
 
@@ -177,7 +178,7 @@ from pathlib import Path
 from data_pipeline.shards.writer import ShardSetWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-row = dict(record_id="0", source="s", file="f", row=0, url=None, first_words="w")
+row = dict(record_id="0", source="s", file="f", row=0, url=None, language=None, first_words="w")
 with ShardSetWriter(Path({str(tmp_path / "web")!r}), "f", 300) as shards:
     shards.add(np.ones(2000, dtype=np.int64), row)
 """

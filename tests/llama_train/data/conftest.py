@@ -23,6 +23,7 @@ def write_source(directory: Path, source: str, lengths: list[int], max_shard_byt
                 "file": f"{source}.jsonl",
                 "row": row,
                 "url": f"https://example.org/{source}/{row}",
+                "language": "en",
                 "first_words": f"[{source}] document number {row} begins like this",
             }
             writer.add(np.arange(token, token + length), origin)
