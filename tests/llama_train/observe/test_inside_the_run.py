@@ -27,6 +27,7 @@ from llama_train.observe.metrics import (
     read,
     superseding_statistics,
 )
+from llama_train.observe.observers import Observers
 from llama_train.observe.profiler import ELEMENTWISE, IDLE, StepProfiler, covered, kind_of
 from tests.llama_train.observe.made_up_steps import step_record
 from tests.llama_train.test_train import assert_same_bits, refusal, train_here
@@ -221,6 +222,31 @@ def test_a_resumed_run_undoes_statistics_of_steps_that_it_does_again(tmp_path: P
     assert kept[0].parameters == {"w": {"weights_rms": None}}, "JSON knows no infinity"
     assert [row["step"] for row in history(tmp_path / "metrics.jsonl")] == [2, 4]
     assert next_attempt(tmp_path / "metrics.jsonl") == 3
+
+
+def test_statistics_reach_file_and_views_and_what_is_not_finite_is_left_out_there(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = compose.compose("train", TrainConfig, [*tiny, "logging.tensorboard=true"])
+    with Observers(config, tmp_path) as observe:
+        norm = {"weights_rms": 1.5, "weights_max": math.inf}
+        observe.statistics(4, {"model.norm.weight": norm}, [{"outputs_rms": 2.0}])
+    with Observers(config, tmp_path / "other", main=False) as observe:
+        observe.statistics(4, {}, [])
+    assert not (tmp_path / "other").exists()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "kind": "statistics",
+        "step": 4,
+        "attempt": 1,
+        "parameters": {"model.norm.weight": {"weights_rms": 1.5, "weights_max": None}},
+        "layers": [{"outputs_rms": 2.0}],
+    }
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["statistics/weights_rms/model.norm.weight", "statistics/outputs_rms/layer 0"]
+    assert [(e.step, e.value) for e in events.Scalars("statistics/outputs_rms/layer 0")] == [(4, 2.0)]
 
 
 def test_the_heat_map_has_a_cell_for_each_layer_and_step_strongest_where_the_value_is_largest() -> None:
