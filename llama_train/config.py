@@ -338,13 +338,6 @@ class TrainConfig:
             raise ConfigError(f"name={self.name!r} must be a plain directory name below output={self.output}")
         for group in (self.model, self.data, self.optimizer, self.schedule, self.layout, self.checkpoint, self.cluster):
             group.check()
-        self.logging.check(self.steps)
-        _at_least("engine.garbage_collection_every", self.engine.garbage_collection_every, 0)
-        if self.logging.memory_snapshot_steps and self.cluster.device == "cpu":
-            raise ConfigError(
-                f"logging.memory_snapshot_steps={self.logging.memory_snapshot_steps}: only CUDA's allocator keeps a "
-                "history, and cluster.device=cpu; use logging.memory_snapshot_steps=[]"
-            )
         longest = self.data.longest_sequence()
         if longest > self.model.context:
             raise ConfigError(
@@ -356,6 +349,13 @@ class TrainConfig:
             raise ConfigError(
                 f"schedule.warmup_steps={self.schedule.warmup_steps} and schedule.decay_steps="
                 f"{self.schedule.decay_steps} do not fit into {total} steps"
+            )
+        self.logging.check(self.steps)
+        _at_least("engine.garbage_collection_every", self.engine.garbage_collection_every, 0)
+        if self.logging.memory_snapshot_steps and self.cluster.device == "cpu":
+            raise ConfigError(
+                f"logging.memory_snapshot_steps={self.logging.memory_snapshot_steps}: only CUDA's allocator keeps a "
+                "history, and cluster.device=cpu; use logging.memory_snapshot_steps=[]"
             )
 
 
