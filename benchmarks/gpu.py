@@ -344,6 +344,8 @@ def run_section(name: str, options: Options) -> dict[str, Any]:
         return {"status": "measured", **numbers}
     except UserError as error:
         return {"status": "refused", "why": str(error)}
+    except ImportError as error:
+        return {"status": "refused", "why": f"a package is not here: {error}"}
     except Exception as error:
         return {"status": "failed", "why": f"{type(error).__name__}: {error}"}
 
