@@ -54,12 +54,14 @@ class StepProfiler:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._profile: profile | None = None
+        self._running = False
         self._started = 0.0
 
     def start(self) -> None:
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self._device.type == "cuda")
-        self._profile = profile(activities=activities, acc_events=True)
+        self._profile = profile(activities=activities)
         self._profile.start()
+        self._running = True
         self._started = time.perf_counter()
 
     def stop(self) -> StepProfile:
@@ -69,6 +71,7 @@ class StepProfiler:
             torch.cuda.synchronize(self._device)
         seconds = time.perf_counter() - self._started
         self._profile.stop()
+        self._running = False
         averages = self._profile.key_averages()
         column = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         operations = averages.table(sort_by=column, row_limit=TABLE_ROWS, max_name_column_width=72)
@@ -91,10 +94,10 @@ class StepProfiler:
 
     def discard(self) -> None:
         """Stop without a result, if it runs."""
-        if self._profile is not None:
+        if self._profile is not None and self._running:
             with contextlib.suppress(Exception):  # what ended the step is what people should hear of
                 self._profile.stop()
-            self._profile = None
+        self._profile, self._running = None, False
 
     def _processor_time(self, averages: list) -> tuple[float, dict[str, float]]:
         by_kind: dict[str, float] = {}
