@@ -4,6 +4,7 @@ The YAML files under `configs/` fill these classes. `TrainConfig.check` finds wh
 on the data or on the number of processes is checked where those are known (`data/order.py`, `parallel/layout.py`).
 """
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -224,6 +225,7 @@ class EngineConfig:
     compile: bool = False  # torch.compile, block by block
     reshard_after_forward: bool = True  # FSDP2: free gathered weights between forward and backward
     timeout_seconds: float = 600.0  # a collective, or a step without progress, that takes longer ends the job
+    garbage_collection_every: int = 0  # optimizer steps, on all ranks at once; 0: whenever Python likes, on each rank
 
 
 @dataclass
@@ -248,6 +250,10 @@ class ConsoleName(Enum):
     none = "none"
 
 
+LOOKED_AT_STEPS = 20
+"""Most steps whose trace or memory snapshot one run writes: a trace of one step may take 100 MB."""
+
+
 @dataclass
 class LoggingConfig:
     """Where the numbers go. metrics.jsonl is always written."""
@@ -259,19 +265,66 @@ class LoggingConfig:
     wandb_entity: str | None = None
     tensorboard: bool = False
     report: bool = True  # report.html when the process ends
+    # Looking inside of single steps. Steps count as in metrics.jsonl: the first is 1.
+    profile_steps: list[int] = field(default_factory=list)  # traced into RUN/profile
+    profile_ranks: list[int] = field(default_factory=lambda: [0])  # whose traces and memory snapshots are written
+    memory_snapshot_steps: list[int] = field(default_factory=list)  # every CUDA allocation, into RUN/memory
+    statistics_every: int = 0  # optimizer steps between statistics of every parameter and layer; 0: never
+
+    def check(self, steps: int) -> None:
+        """Args: steps: of the whole run."""
+        _at_least("logging.statistics_every", self.statistics_every, 0)
+        for name in ("profile_steps", "memory_snapshot_steps"):
+            chosen = getattr(self, name)
+            if len(chosen) > LOOKED_AT_STEPS:
+                raise ConfigError(
+                    f"logging.{name} lists {len(chosen)} steps; use at most {LOOKED_AT_STEPS}: each leaves a large file"
+                )
+            for step in chosen:
+                if not 1 <= step <= steps:
+                    raise ConfigError(f"logging.{name}={chosen}: step {step} must be between 1 and steps={steps}")
+        if not self.profile_ranks and (self.profile_steps or self.memory_snapshot_steps):
+            raise ConfigError("logging.profile_ranks=[] leaves nobody to write what was asked for; use [0]")
+        for rank in self.profile_ranks:
+            _at_least("logging.profile_ranks", rank, 0)
+
+
+COMMUNICATION_VARIABLES = (
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "FI_EFA_FORK_SAFE",
+    "FI_EFA_USE_DEVICE_RDMA",
+    "FI_PROVIDER",
+    "UCX_NET_DEVICES",
+    "UCX_TLS",
+)
+"""What cluster.nccl may set besides NCCL_*, TORCH_NCCL_* and GLOO_*."""
 
 
 @dataclass
 class ClusterConfig:
-    """The machines: only what speed figures and device choice need."""
+    """The machines: what speed figures, device choice, communication and binding to cores need."""
 
     name: str = "auto"
     device: str = "auto"  # auto, cpu or cuda
     peak_tflops: float | None = None  # dense bf16 TFLOP/s per device, for MFU; null: looked up by device name
+    nccl: dict[str, str] = field(default_factory=dict)  # environment of NCCL and Gloo, set before they start
+    numa_binding: bool = False  # each process on the cores next to its device; without devices, on cores of its own
 
     def check(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"cluster.device={self.device}; use auto, cpu or cuda")
+        for name, value in self.nccl.items():
+            if not re.fullmatch(r"(NCCL|TORCH_NCCL|GLOO)_[A-Z0-9_]+", name) and name not in COMMUNICATION_VARIABLES:
+                raise ConfigError(
+                    f"cluster.nccl.{name}: only names that begin with NCCL_, TORCH_NCCL_ or GLOO_, and "
+                    f"{', '.join(COMMUNICATION_VARIABLES)} can be set here; set others where the job is started"
+                )
+            if name.startswith("NCCL_") and value in ("True", "False"):
+                raise ConfigError(
+                    f"cluster.nccl.{name}={value}: NCCL's switches are numbers; use {int(value == 'True')}"
+                )
+            if "\0" in value or "\n" in value:
+                raise ConfigError(f"cluster.nccl.{name}={value!r} must be one line of text")
 
 
 @dataclass
@@ -320,6 +373,13 @@ class TrainConfig:
             raise ConfigError(
                 f"schedule.warmup_steps={self.schedule.warmup_steps} and schedule.decay_steps="
                 f"{self.schedule.decay_steps} do not fit into {total} steps"
+            )
+        self.logging.check(self.steps)
+        _at_least("engine.garbage_collection_every", self.engine.garbage_collection_every, 0)
+        if self.logging.memory_snapshot_steps and self.cluster.device == "cpu":
+            raise ConfigError(
+                f"logging.memory_snapshot_steps={self.logging.memory_snapshot_steps}: only CUDA's allocator keeps a "
+                "history, and cluster.device=cpu; use logging.memory_snapshot_steps=[]"
             )
 
 

@@ -10,17 +10,20 @@ from pathlib import Path
 import torch.distributed as dist
 
 from llama_train.clock import StepClock
+from llama_train.cluster import prepare
 from llama_train.config import TrainConfig
 from llama_train.data.order import TokenOrder
 from llama_train.distributed import distributed
 from llama_train.engine.build import build_engine
 from llama_train.engine.engine import NonFiniteError
+from llama_train.observe.inside import Inside
 from llama_train.observe.observers import Observers
 from llama_train.observe.record import Recorder
 from llama_train.optimizer.schedule import learning_rate
 from llama_train.parallel.layout import resolve_layout
 from llama_train.run import Run
 from llama_train.survive.anomalies import describe_non_finite
+from llama_train.survive.garbage import GarbageCollection
 from llama_train.survive.signals import StopRequest
 from llama_train.survive.watchdog import Watchdog
 from llama_train.validation import run_tasks, validate
@@ -39,6 +42,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
         UserError: naming what is wrong; the last checkpoint stays good.
     """
     directory = Path(config.output) / config.name
+    prepared = prepare(config.cluster)  # before the process groups: they read the environment once
     with (
         distributed(config.cluster.device, store, config.engine.timeout_seconds) as world,
         StopRequest() as stop,  # outside of the watchdog: a launcher's SIGTERM must not cut short who died and why
@@ -52,12 +56,19 @@ def train(config: TrainConfig, store: dist.Store) -> int:
         run.check(order)
         engine = build_engine(config, layout, world.device)
         run.load(engine)
-        with Observers(config, directory, world.main, world.size, run.step, None, run.logger_ids) as observe:
+        with (
+            Observers(config, directory, world.main, world.size, run.step, None, run.logger_ids) as observe,
+            Inside(config, world, directory, engine, observe) as inside,
+            GarbageCollection(config.engine.garbage_collection_every) as garbage,
+        ):
+            for line in prepared:
+                observe.phase(line)
             run.announce(observe, layout, order)
             clock = StepClock(watchdog.beat)
             recorder = Recorder(config, world, observe.attempt)
             while run.step < run.last_step and not stop.agreed(world.control):
                 step = run.step
+                inside.begin(step + 1)
                 with clock.phase(step, "data"):
                     micro_batches = order.local_micro_batches(
                         step, layout.data_rank, layout.data_world, layout.micro_batch_size
@@ -65,12 +76,16 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                 with clock.phase(step, "compute"):
                     rate = learning_rate(step, config.optimizer.learning_rate, config.schedule, config.steps)
                     try:
-                        result = engine.step(micro_batches, rate)
+                        result = engine.step(micro_batches, rate, **inside.looks(step + 1))
                     except NonFiniteError as error:
+                        inside.end(step + 1)
                         raise describe_non_finite(
                             step + 1, error.loss, error.grad_norm, order.documents(step), run.store.latest()
                         ) from None
+                with clock.phase(step, "inside"):
+                    inside.end(step + 1)
                 run.step_done(result.tokens)
+                garbage.step_done(run.step)
                 # The record is on disk before the checkpoint that makes the step permanent.
                 observe(recorder.record(run.step, run.tokens, order.sequence_length(step), result, rate, clock.take()))
                 if run.validation_due():

@@ -45,6 +45,7 @@ class Engine(Protocol):
         micro_batches: list[MicroBatch],
         learning_rate: float,
         look_at_gradients: Callable[[Iterator[Chunk]], None] | None = None,
+        look_at_outputs: Callable[[int, torch.Tensor], None] | None = None,
     ) -> StepResult:
         """Run one optimizer step over this rank's micro-batches.
 
@@ -53,6 +54,7 @@ class Engine(Protocol):
             learning_rate: of this update.
             look_at_gradients: shown the whole batch's gradients, before clipping, as chunks named
                 `gradients/<canonical>`.
+            look_at_outputs: shown (layer, its output [B, S, D]) of every micro-batch.
 
         Raises:
             NonFiniteError: loss or gradient norm is not finite; weights and optimizer are untouched.

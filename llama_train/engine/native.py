@@ -1,5 +1,6 @@
 """The PyTorch-native engine: FSDP2 for sharding, torch's fused AdamW for the update."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -46,6 +47,7 @@ class NativeEngine:
         micro_batches: list[MicroBatch],
         learning_rate: float,
         look_at_gradients: Callable[[Iterator[Chunk]], None] | None = None,
+        look_at_outputs: Callable[[int, torch.Tensor], None] | None = None,
     ) -> StepResult:
         valid = torch.tensor(sum(int((m.labels != IGNORE).sum()) for m in micro_batches), device=self.device)
         dist.all_reduce(valid)
@@ -53,7 +55,8 @@ class NativeEngine:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.train()
         for micro_batch in micro_batches:
-            loss_sum, _ = self._forward(micro_batch)
+            with _shown(self.model, look_at_outputs):
+                loss_sum, _ = self._forward(micro_batch)
             # A batch without a single valid token has loss 0 and gradients 0, not NaN.
             (loss_sum / max(tokens, 1)).backward()
             loss += loss_sum.detach()
@@ -127,6 +130,36 @@ class NativeEngine:
             None if ids is None else ids.to(self.device, non_blocking=True),
             micro_batch.positions.to(self.device, non_blocking=True),
         )
+
+
+@contextlib.contextmanager
+def _shown(model: Llama, look: Callable[[int, torch.Tensor], None] | None) -> Iterator[None]:
+    """Show `look` the outputs of the model's layers.
+
+    It wraps what calling a module calls, in front of compiled code (`nn.Module.compile` sets the same attribute) and of
+    recomputation: hooks that come after compilation are not seen by it, and others would be called twice.
+    """
+    if look is None:
+        yield
+        return
+    blocks = {int(layer): block for layer, block in model.model.layers.items()}
+    before = {layer: block._compiled_call_impl for layer, block in blocks.items()}
+
+    def showing(layer: int, call: Callable) -> Callable:
+        def call_and_show(*arguments: Any, **named: Any) -> Any:
+            output = call(*arguments, **named)
+            look(layer, output.detach())
+            return output
+
+        return call_and_show
+
+    try:
+        for layer, block in blocks.items():
+            block._compiled_call_impl = showing(layer, before[layer] or block._call_impl)
+        yield
+    finally:
+        for layer, block in blocks.items():
+            block._compiled_call_impl = before[layer]
 
 
 def local_chunk(name: str, tensor: torch.Tensor) -> Iterator[Chunk]:

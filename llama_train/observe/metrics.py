@@ -1,9 +1,10 @@
 """metrics.jsonl: what a run did, one JSON object per line, only ever appended to.
 
-Every line has a `kind`: `step` (a finished optimizer step), `validation` (a loss on held-out documents) or `event`
-(something a reader of the curves should know). A line counts once its newline is written: what a killed process left
-unfinished is cut off when the file is opened again. A resumed run writes on behind what is there, under the next
-attempt number, and `history` reads back what happened to the weights that exist.
+Every line has a `kind`: `step` (a finished optimizer step), `validation` (a loss on held-out documents), `statistics`
+(of every parameter and layer, on request) or `event` (something a reader of the curves should know). A line counts once
+its newline is written: what a killed process left unfinished is cut off when the file is opened again. A resumed run
+writes on behind what is there, under the next attempt number, and `history` reads back what happened to the weights
+that exist.
 """
 
 import json
@@ -17,7 +18,11 @@ from typing import Any
 from llama_foundation.errors import DataError, RunError
 
 _TAIL_BYTES = 1 << 20
-"""How far back the end of a metrics file is searched for its newest attempt; lines are well below a thousandth."""
+"""How far back the end of a metrics file is searched for its newest attempt. Lines are well below a thousandth of it,
+except for statistics: the longest, those of Llama 3.1 405B, take 30 %."""
+
+Numbers = dict[str, float | None]
+"""Numbers by name; None where one is not finite."""
 
 
 @dataclass(slots=True)
@@ -62,6 +67,19 @@ class Validation:
     validation_loss: float | None  # None: it was not finite
 
 
+@dataclass(slots=True)
+class Statistics:
+    """How large weights, gradients and layer outputs were in `step`; see `statistics.LayerStatistics`."""
+
+    step: int  # finished with this one: 1 is the first
+    attempt: int
+    parameters: dict[str, Numbers]  # by canonical name: weights_rms, weights_max, gradients_rms, ...
+    layers: list[Numbers]  # outputs_rms, outputs_max, outputs_not_finite
+
+
+Record = StepRecord | Event | Validation | Statistics
+
+
 class MetricsFile:
     """A metrics file open for appending. `attempt` is the number that belongs into the records written through it.
 
@@ -80,9 +98,9 @@ class MetricsFile:
             raise RunError(f"{path}: cannot be written: {error.strerror}; free or mend the disk and resume") from error
         self.attempt = next_attempt(path)
 
-    def append(self, record: StepRecord | Event | Validation) -> None:
+    def append(self, record: Record) -> None:
         """Write one line, whole or not at all."""
-        values = {key: _finite(value) for key, value in asdict(record).items()}
+        values = _finite(asdict(record))
         line = json.dumps({"kind": _KIND_OF[type(record)], **values}, ensure_ascii=False, allow_nan=False)
         data = line.encode("utf-8") + b"\n"
         try:
@@ -109,7 +127,12 @@ class MetricsFile:
         self.close()
 
 
-_KIND_OF: dict[type, str] = {StepRecord: "step", Event: "event", Validation: "validation"}
+_KIND_OF: dict[type, str] = {
+    StepRecord: "step",
+    Event: "event",
+    Validation: "validation",
+    Statistics: "statistics",
+}
 _CLASS_OF = {kind: cls for cls, kind in _KIND_OF.items()}
 
 
@@ -131,7 +154,7 @@ def next_attempt(path: Path) -> int:
     return highest + 1
 
 
-def read(path: Path) -> Iterator[StepRecord | Event | Validation]:
+def read(path: Path) -> Iterator[Record]:
     """Yield every complete line of a metrics file, all attempts, in the order written.
 
     Raises:
@@ -151,9 +174,7 @@ def read(path: Path) -> Iterator[StepRecord | Event | Validation]:
                 raise DataError(f"{path}: line {number} is damaged; delete that line to use the rest") from error
 
 
-def superseding(
-    records: Iterable[StepRecord | Event | Validation],
-) -> tuple[list[StepRecord], list[Validation], list[Event]]:
+def superseding(records: Iterable[Record]) -> tuple[list[StepRecord], list[Validation], list[Event]]:
     """Keep what happened to the weights that exist; return (steps, validations, events), each sorted by step.
 
     A resumed attempt starts from a checkpoint, so its first step undoes that step and all later ones of the attempts
@@ -166,12 +187,26 @@ def superseding(
         if isinstance(record, Event):
             events.append(record)
             continue
+        if isinstance(record, Statistics):
+            continue  # `superseding_statistics`
         undone = (steps, validations) if isinstance(record, StepRecord) else (validations,)
         for kept in undone:
             while kept and kept[-1].step >= record.step and kept[-1].attempt < record.attempt:
                 kept.pop()
         (steps if isinstance(record, StepRecord) else validations).append(record)
     return steps, validations, events
+
+
+def superseding_statistics(records: Iterable[Record]) -> list[Statistics]:
+    """Keep the statistics of the weights that exist, sorted by step; see `superseding`."""
+    kept: list[Statistics] = []
+    for record in records:
+        if isinstance(record, StepRecord | Statistics):
+            while kept and kept[-1].step >= record.step and kept[-1].attempt < record.attempt:
+                kept.pop()
+        if isinstance(record, Statistics):
+            kept.append(record)
+    return kept
 
 
 def history(path: Path) -> list[dict[str, Any]]:
@@ -205,5 +240,7 @@ def _complete_bytes(file: Any) -> int:
 def _finite(value: Any) -> Any:
     """JSON knows no infinity and no not-a-number."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,7 @@
 """Everyone who watches a run, behind one call per step."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from llama_foundation.errors import ConfigError
 from llama_train.config import TrainConfig
 from llama_train.observe.console import SilentConsole, make_console
-from llama_train.observe.metrics import Event, MetricsFile, StepRecord, Validation
+from llama_train.observe.metrics import Event, MetricsFile, Numbers, Statistics, StepRecord, Validation
 
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
@@ -100,6 +101,16 @@ class Observers:
         self._metrics.append(Validation(step, self.attempt, loss))
         self._speak(lambda: self._console.line(f"step {step}  validation loss {loss:.4f}"))
         self._each_view(lambda view: view.log({"validation/loss": loss}, step))
+
+    def statistics(self, step: int, parameters: dict[str, Numbers], layers: list[Numbers]) -> None:
+        """Record how large weights, gradients and layer outputs were in `step`."""
+        if self._metrics is None:
+            return
+        self._metrics.append(Statistics(step, self.attempt, parameters, layers))
+        tables = {**parameters, **{f"layer {layer}": numbers for layer, numbers in enumerate(layers)}}
+        values = {f"statistics/{what}/{name}": v for name, numbers in tables.items() for what, v in numbers.items()}
+        finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+        self._each_view(lambda view: view.log(finite, step))
 
     def event(self, step: int, message: str, values: dict[str, float] | None = None) -> None:
         """Record something that a reader of the curves should know, and numbers that have no record of their own."""

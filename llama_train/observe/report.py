@@ -14,7 +14,15 @@ from llama_foundation.errors import RunError
 from llama_foundation.files import publish_text
 from llama_train.observe.charts import Chart, short, smooth
 from llama_train.observe.console import duration
-from llama_train.observe.metrics import StepRecord, Validation, read, superseding
+from llama_train.observe.heatmap import heat_map, layer_gradients, layer_outputs
+from llama_train.observe.metrics import (
+    Statistics,
+    StepRecord,
+    Validation,
+    read,
+    superseding,
+    superseding_statistics,
+)
 
 _PARTS = {"compute": "series-1", "data": "series-2", "checkpoint": "series-3", "other": "grid"}
 
@@ -67,7 +75,7 @@ def write_report(run_directory: Path) -> Path:
         last=steps[-1].step,
         total=total,
         figures=_figures(steps, validations, total),
-        panels=_panels(steps, validations),
+        panels=_panels(steps, validations) + _layers(superseding_statistics(read(metrics))),
         split=_split(steps),
         events=events,
         config=config_file.read_text("utf-8") if config_file.exists() else "",
@@ -154,6 +162,21 @@ def _time(x: np.ndarray, steps: list[StepRecord], resumed_at: list[int]) -> Pane
     chart.stack(x, _seconds(steps), list(_PARTS.values()))
     chart.from_zero()
     return Panel("Seconds per step", "where the time goes", Markup(chart.svg()))
+
+
+def _layers(records: list[Statistics]) -> list[Panel]:
+    """Pictures of the statistics, where there are any."""
+    records = [record for record in records if len(record.layers) == len(records[0].layers)]
+    if not records:
+        return []
+    steps = [record.step for record in records]
+    note = "over steps; layer 0 at the bottom, logarithmic"
+    outputs = heat_map("RMS of each layer's output over steps", steps, layer_outputs(records))
+    gradients = heat_map("Gradient RMS of each layer over steps", steps, layer_gradients(records))
+    return [
+        Panel("RMS of layer outputs", note, outputs),
+        Panel("Gradient RMS by layer", f"the largest of its parameters, {note}", gradients),
+    ]
 
 
 def _seconds(steps: list[StepRecord]) -> dict[str, np.ndarray]:
