@@ -49,10 +49,10 @@ def export_huggingface(
     Raises:
         CheckpointError: `source` does not fit its own model, or cannot be read; `output` is not empty.
     """
-    config = _checked_config(source)
+    config = checked_config(source)
     names = list(parameter_shapes(config))
     tensors = [_output(source, name, dtype) for name in names]
-    with _appearing(output) as partial:
+    with appearing(output) as partial:
         write_shards(partial, plan_shards(tensors, max_shard_bytes), wrote)
         bos, eos = _write_tokenizer(source, config, partial)
         stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
@@ -70,7 +70,7 @@ def import_native(
     Raises:
         CheckpointError: as for `export_huggingface`.
     """
-    config = _checked_config(source)
+    config = checked_config(source)
 
     def chunks() -> Iterator[Chunk]:
         for name in parameter_shapes(config):
@@ -79,9 +79,10 @@ def import_native(
                 part = source.read(WEIGHTS + name, offsets, lengths).to(dtype or entry.dtype)
                 size = part.nbytes
                 yield Chunk(WEIGHTS + name, entry.shape, offsets, part)
+                del part  # before the next one is read
                 wrote(size)
 
-    with _appearing(output) as partial:
+    with appearing(output) as partial:
         tokenizer = {f"tokenizer/{name}": path for name, path in source.tokenizer_files().items()}
         CheckpointStore(partial).save(0, chunks(), {"step": 0, "model": dataclasses.asdict(config)}, tokenizer)
         for path in (partial / step_name(0)).iterdir():
@@ -99,7 +100,12 @@ def weight_bytes(source: WeightSource, dtype: torch.dtype | None) -> int:
     )
 
 
-def _checked_config(source: WeightSource) -> ModelConfig:
+def checked_config(source: WeightSource) -> ModelConfig:
+    """Return the model of `source`, after comparing the names and shapes of its tensors with it.
+
+    Raises:
+        CheckpointError: they differ.
+    """
     config = source.model_config()
     check_same_tensors(source, {WEIGHTS + name: shape for name, shape in parameter_shapes(config).items()})
     return config
@@ -132,7 +138,7 @@ def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -
 
 
 @contextlib.contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
+def appearing(output: Path) -> Iterator[Path]:
     """Yield a hidden directory beside `output`, which becomes `output` when the block ends without an error."""
     output = Path(os.path.abspath(output))
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
