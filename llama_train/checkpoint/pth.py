@@ -11,8 +11,9 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -34,15 +35,13 @@ ALLOWED = frozenset(
 """The only classes and functions a .pth file may name."""
 
 _MOST_PICKLE_BYTES = 64 * 2**20  # names and shapes; those of a 405B model take 0.2 MiB
-_RENEW_BYTES = 64 * 2**20
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip entry: the lengths of its name and of its extra field
 
 
 class PickledTensors:
-    """The tensors of one .pth file, mapped into memory.
+    """The tensors of one .pth file; their names, shapes and places are known, their bytes are read when asked for.
 
-    Pages that have been read count as this process's memory until they are unmapped, so the file is mapped anew after
-    every 64 MiB that are read.
+    torch.load could map the file itself, but privately, for which Linux wants as much memory as the file is large.
 
     Raises:
         CheckpointError: it is damaged, holds anything but named tensors, or names a class that is not in `ALLOWED`.
@@ -50,34 +49,50 @@ class PickledTensors:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _check_classes(path)
-        self._tensors = self._map()
-        self._read_bytes = 0
-        self.tensors = {name: TensorEntry(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._tensors.items()}
+        self.tensors: dict[str, TensorEntry] = {}
+        self._begin: dict[str, int] = {}
+        _check_archive(path)
+        size = path.stat().st_size
+        for name, tensor in _described(path).items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
+            if tensor.dtype not in DTYPES.values() or not tensor.is_contiguous():
+                raise CheckpointError(f"{path}: {name}: not a contiguous tensor of {', '.join(DTYPES)}")
+            item = tensor.dtype.itemsize
+            storage = tensor.untyped_storage()
+            # where torch.load says, under FakeTensorMode, that the storage's bytes are
+            self._begin[name] = storage._checkpoint_offset + tensor.storage_offset() * item
+            held = storage.nbytes() - tensor.storage_offset() * item
+            if tensor.numel() * item > min(held, size - self._begin[name]):
+                raise CheckpointError(f"{path}: {name} is larger than its bytes in the file; truncated?")
+            self.tensors[name] = TensorEntry(tensor.dtype, tuple(tensor.shape))
 
     def read(self, name: str, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> torch.Tensor:
-        """Return one rectangle of a tensor, a view of the mapping: whoever keeps it copies it."""
-        part = tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))
-        size = self._tensors[name][part].nbytes
-        if self._read_bytes and self._read_bytes + size > _RENEW_BYTES:
-            self._tensors = {}  # unmapped before it is mapped again
-            self._tensors, self._read_bytes = self._map(), 0
-        self._read_bytes += size
-        return self._tensors[name][part]
-
-    def _map(self) -> dict[str, torch.Tensor]:
+        """Return a copy of one rectangle of a tensor; only its pages are read."""
+        entry = self.tensors[name]
+        if 0 in entry.shape:
+            return torch.empty(lengths, dtype=entry.dtype)
+        integers = f"<i{entry.dtype.itemsize}"  # numpy has no bfloat16
         try:
-            value = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{self.path}: damaged or not readable: {str(error).splitlines()[0]}") from error
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{self.path}: holds a {type(value).__name__}, not a dictionary of tensors")
-        for name, tensor in value.items():
-            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(f"{self.path}: {name!r} is a {type(tensor).__name__}, not a tensor")
-            if tensor.dtype not in DTYPES.values() or not tensor.is_contiguous():
-                raise CheckpointError(f"{self.path}: {name}: not a contiguous tensor of {', '.join(DTYPES)}")
-        return {name: tensor.detach() for name, tensor in value.items()}
+            mapped = numpy.memmap(self.path, integers, mode="r", offset=self._begin[name], shape=entry.shape)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: {error.strerror}, reading {name}") from error
+        part = numpy.array(mapped[tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))], order="C")
+        return torch.from_numpy(part).view(entry.dtype)
+
+
+def _described(path: Path) -> dict[Any, Any]:
+    """Run the weights-only loader with tensors that have no memory."""
+    try:
+        with FakeTensorMode():
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or not readable: {(str(error) or repr(error)).splitlines()[0]}"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of tensors")
+    return value
 
 
 def write_pth(path: Path, tensors: list[OutputTensor], wrote: Callable[[int], None]) -> None:
@@ -116,7 +131,7 @@ def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + _LOCAL_HEADER.size + name + extra
 
 
-def _check_classes(path: Path) -> None:
+def _check_archive(path: Path) -> None:
     """Look through the pickle, without running it, for every class and function that it names."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -124,6 +139,9 @@ def _check_classes(path: Path) -> None:
             if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLE_BYTES:
                 raise CheckpointError(f"{path}: {len(pickles)} data.pkl; it must have one, of at most 64 MiB")
             data = archive.read(pickles[0])
+            order = pickles[0].filename.removesuffix("data.pkl") + "byteorder"
+            if order in archive.namelist() and archive.read(order) != b"little":
+                raise CheckpointError(f"{path}: not little-endian; only that is read")
         for operation, argument, _ in pickletools.genops(data):
             if operation.name in ("GLOBAL", "INST"):
                 named = str(argument).replace(" ", ".")
