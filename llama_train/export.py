@@ -18,6 +18,7 @@ from llama_train.checkpoint.huggingface import MAX_SHARD_BYTES, export_huggingfa
 from llama_train.checkpoint.index import DTYPES
 from llama_train.checkpoint.load import open_weights
 from llama_train.checkpoint.meta import export_meta
+from llama_train.model_card import model_card
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -71,7 +72,8 @@ def run(config: ConvertConfig) -> None:
             progress.advance(task, count)
 
         if config.to is Target.huggingface:
-            export_huggingface(source, output, dtype, config.max_shard_bytes, wrote)
+            readme = model_card(source, config.dtype)
+            export_huggingface(source, output, dtype, config.max_shard_bytes, wrote, readme)
         elif config.to is Target.meta:
             export_meta(source, output, dtype, config.model_parallel, wrote)
         else:
