@@ -40,7 +40,7 @@ def finished_run(tiny, tiny_shards, tmp_path):
 
 
 def test_a_card_tells_what_the_run_recorded(finished_run):
-    run, config, order, shards = finished_run
+    run, config, order, _ = finished_run
     card = model_card(open_weights(run), "bfloat16")
     for line in (
         f"| layers | {config.model.layers} |",
