@@ -4,7 +4,8 @@
 
 Prints ratios measured in this run: plain and checkpoint take turns (A B A B), medians are compared. Files are dropped
 from the page cache before they are read. The training run is `llama-train` itself, on the CPU, with and without
-asynchronous checkpoints; its stall is the time that the loop stands still, plus what the steps are slower by while a save is being written.
+asynchronous checkpoints; its stall is the time that the loop stands still, plus what the steps are slower by while a
+save is being written.
 """
 
 import argparse

@@ -57,6 +57,7 @@ def model_card(source: WeightSource, dtype: str | None = None) -> str:
     if training:
         # paths, names of accounts and machines are the trainer's own
         told = {key: value for key, value in training.items() if key not in ("output", "logging", "cluster")}
+        told["data"] = {key: value for key, value in training["data"].items() if key != "shards"}
         sections += ["## Configuration", f"```yaml\n{dump(told)}```"]
     return "\n\n".join(sections) + "\n"
 
@@ -134,7 +135,7 @@ def _data(state: dict[str, Any], training: dict[str, Any]) -> str:
         amendments = [Amendment(**amendment) for amendment in state["amendments"]]
         order = TokenOrder(data, training["steps"], training["seed"], amendments, root)
         if order.fingerprint != state["data_fingerprint"]:
-            return f"The shards at `{data.shards}` are no longer those of the run, so nothing is said of them."
+            return "The shards of the run have been replaced by others since, so nothing is said of them."
         epochs = order.epochs(state["step"])
         rows = [
             f"| {source} | {root.open('train', source).tokens:,} | {epochs[source]:.2f} |" for source in sorted(epochs)
