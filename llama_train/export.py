@@ -1,4 +1,7 @@
-"""llama-convert: a checkpoint to Hugging Face format, or back; `python -m llama_train.export` does the same."""
+"""llama-convert: a checkpoint to Hugging Face's or Meta's format, or back.
+
+`python -m llama_train.export` does the same.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -14,12 +17,15 @@ from llama_foundation.errors import ConfigError
 from llama_train.checkpoint.huggingface import MAX_SHARD_BYTES, export_huggingface, import_native, weight_bytes
 from llama_train.checkpoint.index import DTYPES
 from llama_train.checkpoint.load import open_weights
+from llama_train.checkpoint.meta import export_meta
+from llama_train.model_card import model_card
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class Target(Enum):
     huggingface = "huggingface"
+    meta = "meta"
     native = "native"
 
 
@@ -27,22 +33,28 @@ class Target(Enum):
 class ConvertConfig:
     """What to convert, and into what."""
 
-    input: str = MISSING  # a checkpoint, a run (its newest checkpoint), or a Hugging Face directory
+    input: str = MISSING  # a checkpoint, a run (its newest checkpoint), a Hugging Face directory, or Meta's files
     to: Target = MISSING
     output: str = MISSING  # the directory to make
     dtype: str | None = None  # of the weights; null: as they are
     max_shard_bytes: int = MAX_SHARD_BYTES  # of one safetensors file
+    model_parallel: int = 1  # to=meta: how many consolidated files; Meta's code runs as many processes
+    context: int | None = None  # tokens, if the input is Meta's files, which do not say; null: as its release has it
 
     def check(self) -> None:
         if self.dtype is not None and self.dtype not in _DTYPES:
             raise ConfigError(f"dtype={self.dtype}; use one of {', '.join(_DTYPES)}, or null for what the input has")
         if self.max_shard_bytes < 1:
             raise ConfigError(f"max_shard_bytes={self.max_shard_bytes} must be at least 1")
+        if self.model_parallel < 1:
+            raise ConfigError(f"model_parallel={self.model_parallel} must be at least 1")
+        if self.context is not None and self.context < 1:
+            raise ConfigError(f"context={self.context} must be at least 1")
 
 
 def run(config: ConvertConfig) -> None:
     """Convert, with a progress bar where standard error is a terminal, and print where the result is."""
-    source = open_weights(config.input)
+    source = open_weights(config.input, context=config.context)
     dtype = DTYPES[config.dtype] if config.dtype else None
     output = Path(config.output)
     columns = (
@@ -60,7 +72,10 @@ def run(config: ConvertConfig) -> None:
             progress.advance(task, count)
 
         if config.to is Target.huggingface:
-            export_huggingface(source, output, dtype, config.max_shard_bytes, wrote)
+            readme = model_card(source, config.dtype)
+            export_huggingface(source, output, dtype, config.max_shard_bytes, wrote, readme)
+        elif config.to is Target.meta:
+            export_meta(source, output, dtype, config.model_parallel, wrote)
         else:
             import_native(source, output, dtype, wrote)
     print(f"{source.directory} -> {output} ({config.to.value}, {weight_bytes(source, dtype):,} bytes of weights)")

@@ -17,7 +17,13 @@ from llama_foundation.errors import CheckpointError, DataError
 from llama_foundation.files import fsync_directory, publish_directory
 from llama_train.checkpoint.huggingface_config import to_huggingface
 from llama_train.checkpoint.huggingface_files import CONFIG, OutputTensor, plan_shards, write_json, write_shards
-from llama_train.checkpoint.huggingface_tokenizer import build_tokenizer, special_tokens, tokenizer_settings
+from llama_train.checkpoint.huggingface_tokenizer import (
+    SpecialTokens,
+    build_tokenizer,
+    end_of_text_ids,
+    special_tokens,
+    tokenizer_settings,
+)
 from llama_train.checkpoint.index import step_name
 from llama_train.checkpoint.restore import WEIGHTS, WeightSource, check_same_tensors, pieces
 from llama_train.checkpoint.store import CheckpointStore
@@ -39,26 +45,33 @@ def export_huggingface(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     wrote: Progress = lambda _: None,
+    readme: str | None = None,
 ) -> Path:
     """Write the weights of `source` as a Hugging Face directory, which appears whole.
 
     Args:
         dtype: of the weights; None: as they are.
         max_shard_bytes: of one safetensors file; a single larger tensor has a larger file.
+        readme: the model card; None: none.
 
     Raises:
         CheckpointError: `source` does not fit its own model, or cannot be read; `output` is not empty.
     """
-    config = _checked_config(source)
+    config = checked_config(source)
     names = list(parameter_shapes(config))
     tensors = [_output(source, name, dtype) for name in names]
-    with _appearing(output) as partial:
+    with appearing(output) as partial:
         write_shards(partial, plan_shards(tensors, max_shard_bytes), wrote)
-        bos, eos = _write_tokenizer(source, config, partial)
+        special = _write_tokenizer(source, config, partial)
         stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
         written = stored.pop() if len(stored) == 1 else "float32"
-        write_json(partial / CONFIG, to_huggingface(config, written, bos, eos))
-        write_json(partial / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": True})
+        write_json(partial / CONFIG, to_huggingface(config, written, special.bos, special.eos))
+        ends = end_of_text_ids(source.tokenizer_files())
+        ends = [token for token in ends if token < config.vocab_size]
+        generation = {"bos_token_id": special.bos, "eos_token_id": ends if len(ends) > 1 else special.eos}
+        write_json(partial / "generation_config.json", generation | {"do_sample": True})
+        if readme is not None:
+            (partial / "README.md").write_text(readme, encoding="utf-8")
     return output
 
 
@@ -70,7 +83,7 @@ def import_native(
     Raises:
         CheckpointError: as for `export_huggingface`.
     """
-    config = _checked_config(source)
+    config = checked_config(source)
 
     def chunks() -> Iterator[Chunk]:
         for name in parameter_shapes(config):
@@ -79,9 +92,10 @@ def import_native(
                 part = source.read(WEIGHTS + name, offsets, lengths).to(dtype or entry.dtype)
                 size = part.nbytes
                 yield Chunk(WEIGHTS + name, entry.shape, offsets, part)
+                del part  # before the next one is read
                 wrote(size)
 
-    with _appearing(output) as partial:
+    with appearing(output) as partial:
         tokenizer = {f"tokenizer/{name}": path for name, path in source.tokenizer_files().items()}
         CheckpointStore(partial).save(0, chunks(), {"step": 0, "model": dataclasses.asdict(config)}, tokenizer)
         for path in (partial / step_name(0)).iterdir():
@@ -99,7 +113,12 @@ def weight_bytes(source: WeightSource, dtype: torch.dtype | None) -> int:
     )
 
 
-def _checked_config(source: WeightSource) -> ModelConfig:
+def checked_config(source: WeightSource) -> ModelConfig:
+    """Return the model of `source`, after comparing the names and shapes of its tensors with it.
+
+    Raises:
+        CheckpointError: they differ.
+    """
     config = source.model_config()
     check_same_tensors(source, {WEIGHTS + name: shape for name, shape in parameter_shapes(config).items()})
     return config
@@ -115,8 +134,8 @@ def _output(source: WeightSource, name: str, dtype: torch.dtype | None) -> Outpu
     return OutputTensor(name, dtype or entry.dtype, entry.shape, parts)
 
 
-def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -> tuple[int | None, int | None]:
-    """Copy the tokenizer's files, make those that transformers needs, and return (bos, eos)."""
+def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -> SpecialTokens:
+    """Copy the tokenizer's files, and make those that transformers needs."""
     files = source.tokenizer_files()
     for name, path in files.items():
         shutil.copyfile(path, partial / name)
@@ -128,11 +147,11 @@ def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -
             write_json(partial / "tokenizer_config.json", tokenizer_settings(model_file, config.context))
         except DataError as error:
             _log.warning("no tokenizer.json: %s", error)
-    return special.bos, special.eos
+    return special
 
 
 @contextlib.contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
+def appearing(output: Path) -> Iterator[Path]:
     """Yield a hidden directory beside `output`, which becomes `output` when the block ends without an error."""
     output = Path(os.path.abspath(output))
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")

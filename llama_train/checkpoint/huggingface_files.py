@@ -82,7 +82,7 @@ class HuggingFaceDirectory:
 
     def _look(self) -> Answer:
         """On rank 0: read the headers of all files."""
-        value = _json_object(self.directory / CONFIG)
+        value = json_object(self.directory / CONFIG)
         tied = from_huggingface(value, self.directory / CONFIG).tied_embeddings
         for path in _weight_files(self.directory):
             with _opened(path) as file:
@@ -188,24 +188,25 @@ def write_safetensors(path: Path, tensors: list[OutputTensor], wrote: Callable[[
                 written += len(data)
                 del part, data  # before the next one is read
             assert written == tensor.bytes, (tensor.name, written, tensor.bytes)
-        _flush(file)
+        flush(file)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON and flush it to disk; the directory around it is what is published."""
     with open(path, "wb") as file:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-        _flush(file)
+        flush(file)
 
 
-def _flush(file: BinaryIO) -> None:
+def flush(file: BinaryIO) -> None:
+    """Make what was written durable."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _weight_files(directory: Path) -> list[Path]:
     if (directory / SHARD_INDEX).is_file():
-        weight_map = _json_object(directory / SHARD_INDEX).get("weight_map")
+        weight_map = json_object(directory / SHARD_INDEX).get("weight_map")
         names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
         for name in names:
             if "/" in name or not name.endswith(".safetensors"):
@@ -224,7 +225,12 @@ def _weight_files(directory: Path) -> list[Path]:
     raise CheckpointError(f"{(missing or [directory / SHARD_INDEX])[0]}: missing; the model is not complete")
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: it cannot be read, or is something else.
+    """
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:

@@ -1,6 +1,7 @@
 """A sentencepiece model as the tokenizer.json that transformers loads, giving the same ids."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,24 +35,53 @@ class SpecialTokens:
     eos: int | None
 
 
+END_OF_TEXT = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+"""What ends a text, a message and a turn in Llama 3's vocabularies."""
+
+_RANKS_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+# Llama 3's 256 special tokens follow its ranks; in llama-models, models/llama3/tokenizer.py, these are the places
+_RANKS_SPECIAL = {"<|begin_of_text|>": 0, "<|end_of_text|>": 1, "<|eom_id|>": 8, "<|eot_id|>": 9}
+
+
+def end_of_text_ids(files: dict[str, Path]) -> list[int]:
+    """Return every id after which a text is over, ascending: Llama 3 has several.
+
+    They are looked up by name in `tokenizer.json`, or in a `tokenizer.model` that holds tiktoken ranks; a tokenizer
+    that has none of the names has its eos.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    found: set[int | None] = {special_tokens(files).eos}
+    if "tokenizer.json" in files:
+        tokenizer = _tokenizer_json(files["tokenizer.json"])
+        found |= {tokenizer.token_to_id(name) for name in END_OF_TEXT}
+    elif (ranks := _ranks(files)) is not None:
+        found |= {ranks + _RANKS_SPECIAL[name] for name in END_OF_TEXT}
+    return sorted(token for token in found if token is not None)
+
+
 def special_tokens(files: dict[str, Path]) -> SpecialTokens:
     """Return the ids of bos and eos, from `tokenizer.model` or else from `tokenizer.json` and its configuration.
 
     Raises:
         DataError: a file is damaged.
     """
+    ranks = _ranks(files)
+    if ranks is not None:
+        return SpecialTokens(ranks + _RANKS_SPECIAL["<|begin_of_text|>"], ranks + _RANKS_SPECIAL["<|end_of_text|>"])
     if "tokenizer.model" in files:
         processor = _processor(files["tokenizer.model"])
         bos, eos = processor.bos_id(), processor.eos_id()
         return SpecialTokens(None if bos < 0 else bos, None if eos < 0 else eos)
     if not {"tokenizer.json", "tokenizer_config.json"} <= files.keys():
         return SpecialTokens(None, None)
+    tokenizer = _tokenizer_json(files["tokenizer.json"])
     try:
-        tokenizer = Tokenizer.from_str(files["tokenizer.json"].read_text(encoding="utf-8"))
         settings = json.loads(files["tokenizer_config.json"].read_bytes())
         named = [settings.get(field) for field in ("bos_token", "eos_token")]
-    except Exception as error:  # the tokenizers library raises plain Exceptions
-        raise DataError(f"{files['tokenizer.json']}: the tokenizer cannot be read: {error}") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{files['tokenizer_config.json']}: cannot be read: {error}") from error
     texts = [token.get("content") if isinstance(token, dict) else token for token in named]
     return SpecialTokens(*(tokenizer.token_to_id(text) if isinstance(text, str) else None for text in texts))
 
@@ -145,6 +175,21 @@ def _check_same_ids(tokenizer: Tokenizer, model_file: Path) -> None:
         ours, theirs = tokenizer.encode(text, add_special_tokens=False).ids, processor.encode(text)
         if ours != theirs:
             raise DataError(f"{model_file}: a tokenizer.json would encode {text!r} as {ours}, the model says {theirs}")
+
+
+def _ranks(files: dict[str, Path]) -> int | None:
+    """How many tiktoken ranks `tokenizer.model` holds, None if it is something else."""
+    if "tokenizer.model" not in files:
+        return None
+    data = _bytes(files["tokenizer.model"])
+    return data.count(b"\n") if _RANKS_LINE.match(data) else None
+
+
+def _tokenizer_json(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        raise DataError(f"{path}: the tokenizer cannot be read: {error}") from error
 
 
 def _parse(model_file: Path) -> Any:

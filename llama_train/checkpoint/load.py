@@ -1,4 +1,4 @@
-"""A whole model on one device, from a native checkpoint or a Hugging Face directory."""
+"""A whole model on one device, from a native checkpoint, a Hugging Face directory or Meta's files."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import torch
 
 from llama_train.checkpoint.collective import Group
 from llama_train.checkpoint.huggingface_files import HuggingFaceDirectory, is_huggingface
+from llama_train.checkpoint.meta_files import MetaDirectory, is_meta
 from llama_train.checkpoint.restore import WEIGHTS, WeightSource, check_same_tensors, open_checkpoint, pieces
 from llama_train.config import ModelConfig
 from llama_train.model.llama import Llama
@@ -29,7 +30,7 @@ def fill_model(source: WeightSource, config: ModelConfig, device: str, dtype: to
 def load_model(
     path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Llama, ModelConfig, Path | None]:
-    """Load a model for inference from a native checkpoint or a Hugging Face directory.
+    """Load a model for inference from a native checkpoint, a Hugging Face directory or Meta's files.
 
     Returns:
         The `Llama`, its configuration, and the directory that holds its tokenizer's files, if there are any.
@@ -43,12 +44,17 @@ def load_model(
     return fill_model(source, config, device, dtype), config, tokenizer
 
 
-def open_weights(path: Path | str, group: Group = None) -> WeightSource:
-    """Open a native checkpoint or a Hugging Face directory, whichever `path` is.
+def open_weights(path: Path | str, group: Group = None, context: int | None = None) -> WeightSource:
+    """Open a native checkpoint, a Hugging Face directory or Meta's files, whichever `path` is by what it holds.
+
+    Args:
+        context: of the model in tokens, for Meta's files, which do not say it; None: see `MetaDirectory`.
 
     Raises:
-        CheckpointError: it is neither, or damaged.
+        CheckpointError: it is none of them, or damaged.
     """
     if is_huggingface(Path(path)):
         return HuggingFaceDirectory(Path(path), group)
+    if is_meta(Path(path)):
+        return MetaDirectory(Path(path), group, context)
     return open_checkpoint(path, group)

@@ -37,7 +37,7 @@ WEIGHTS = "weights/"
 
 
 class WeightSource(Protocol):
-    """Tensors that can be read in rectangles: a `Checkpoint` or a Hugging Face directory."""
+    """Tensors that can be read in rectangles: a `Checkpoint`, a Hugging Face directory or Meta's files."""
 
     directory: Path
     group: Group

@@ -50,8 +50,8 @@ class CheckpointStore:
         group: a gloo group of all ranks; nobody else may use it while a save is under way. None: one process.
         keep_last: this many of the newest checkpoints stay.
         keep_every: steps divisible by this stay for good; 0: none.
-        asynchronous: `save` returns when the chunks are copied to host memory and a thread writes them. One copy is
-            held at most: the next `save` waits for the thread.
+        asynchronous: `save` returns when the chunks are copied to host memory and a thread writes them. One copy
+            is held, from the first save on: the next `save` waits for the thread.
 
     Raises:
         CheckpointError: the directory cannot be made or read.
@@ -75,6 +75,7 @@ class CheckpointStore:
         self._asynchronous = asynchronous
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._buffers: list[torch.Tensor] = []
         self._together(self._clean_up)
 
     def save(
@@ -97,12 +98,28 @@ class CheckpointStore:
             self._write(step, owned, state, files or {})
             return
         try:
-            owned = [replace(chunk, tensor=_host_copy(chunk.tensor)) for chunk in owned]
+            owned = self._host_copies(owned)
         except Exception as error:  # the other ranks are about to wait for this one: they must hear of it
             owned = _failing(error)
         arguments = (step, owned, copy.deepcopy(state), dict(files or {}))
         self._thread = threading.Thread(target=self._write_in_thread, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
+
+    def _host_copies(self, owned: Iterable[Chunk]) -> list[Chunk]:
+        """Copy the chunks to where later steps do not change them.
+
+        The memory is kept from save to save: getting it anew from the system takes longer than the copy itself.
+        """
+        copies = []
+        for position, chunk in enumerate(owned):
+            tensor = chunk.tensor.detach()
+            buffer = self._buffers[position] if position < len(self._buffers) else None
+            if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                self._buffers[position:] = [buffer]
+            buffer.copy_(tensor)
+            copies.append(replace(chunk, tensor=buffer))
+        return copies
 
     def wait(self) -> None:
         """Wait until nothing is being written.
@@ -286,11 +303,6 @@ def _part(chunk: Chunk) -> dict[str, Any]:
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The tensor's elements in row-major order, in host memory."""
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that later steps do not change."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _write(file: BinaryIO, data: bytes | memoryview) -> None:

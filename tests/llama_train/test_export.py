@@ -48,6 +48,20 @@ def test_the_command_converts_there_and_back(checkpoint, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["hf", "native", "run"]
 
 
+def test_the_command_writes_metas_files_and_reads_them(checkpoint, tmp_path):
+    run(ConvertConfig(input=str(checkpoint), to=Target.meta, output=str(tmp_path / "meta")))
+    assert sorted(os.listdir(tmp_path / "meta")) == ["consolidated.00.pth", "params.json"]
+    config = ConvertConfig(input=str(tmp_path / "meta"), to=Target.huggingface, output=str(tmp_path / "hf"), context=32)
+    run(config)
+    assert (tmp_path / "hf/README.md").read_text().startswith("# meta\n")
+    run(ConvertConfig(input=str(tmp_path / "hf"), to=Target.native, output=str(tmp_path / "native")))
+    before, after = open_checkpoint(checkpoint), open_checkpoint(tmp_path / "native")
+    assert after.model_config() == dataclasses.replace(TINY, name="hf")
+    for name, entry in after.tensors.items():
+        whole = (name, (0,) * len(entry.shape), entry.shape)
+        assert torch.equal(after.read(*whole), before.read(*whole))
+
+
 def test_the_command_says_in_one_line_what_is_wrong(checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
@@ -66,6 +80,8 @@ def test_the_command_says_in_one_line_what_is_wrong(checkpoint, tmp_path, monkey
         (["to=native", "dtype=int8"], "dtype=int8; use one of float32, bfloat16"),
         (["to=native", "max_shard_bytes=0"], "max_shard_bytes=0 must be at least 1"),
         (["to=native", "max_shard=5"], "max_shard"),
+        (["to=meta", "model_parallel=0"], "model_parallel=0 must be at least 1"),
+        (["to=native", "context=0"], "context=0 must be at least 1"),
         (["to=native"], "output"),
     ],
 )

@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import json
 import shutil
@@ -13,10 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from llama_foundation.errors import CheckpointError
 from llama_train.checkpoint.huggingface import export_huggingface, import_native
 from llama_train.checkpoint.load import load_model, open_weights
+from llama_train.checkpoint.meta import export_meta
 from llama_train.checkpoint.restore import open_checkpoint, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import ModelConfig, RopeScaling
 from llama_train.engine.engine import Chunk
+from llama_train.generate import generate
 from llama_train.model.names import parameter_shapes
 
 LLAMA_1 = ModelConfig(
@@ -140,6 +143,41 @@ def test_exported_files_are_complete_and_the_tokenizer_agrees(tmp_path, tokenize
     import_native(open_weights(tmp_path / "hf"), tmp_path / "back")
     assert load_model(tmp_path / "back")[2] == tmp_path / "back" / "tokenizer"
     assert (tmp_path / "back/tokenizer/tokenizer.model").read_bytes() == tokenizer_model.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llama 1", "llama 2", "llama 3", "llama 3.1"])
+def test_greedy_text_is_the_same_from_a_checkpoint_from_transformers_and_from_metas_files(
+    tmp_path, name, tokenizer_model
+):
+    config = dataclasses.replace(MODELS[name], vocab_size=300)
+    if config.rope_scaling:  # Meta's code knows one original context; the exponents differ enough for these lengths
+        config = dataclasses.replace(config, rope_scaling=RopeScaling(), rope_theta=500000.0)
+    save_random(tmp_path / "run", config, {"tokenizer/tokenizer.model": tokenizer_model})
+    export_huggingface(open_weights(tmp_path / "run"), tmp_path / "hf")
+    export_meta(open_weights(tmp_path / "run"), tmp_path / "meta", model_parallel=config.kv_heads)
+    import_native(open_weights(tmp_path / "meta"), tmp_path / "back")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    prompt = tokenizer.encode("the quick brown fox")
+    with torch.no_grad():
+        output = theirs.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=299)[0]
+    expected = [token for token in output.tolist()[len(prompt) :] if token != 299]
+    assert len(set(expected)) > 3
+    for directory in ("run", "hf", "meta", "back"):
+        model, _, _ = load_model(tmp_path / directory)
+        found = generate(model, prompt, 24, 0.0, 1.0, 0, stop_ids=(299,))
+        assert tokenizer.decode(found) == tokenizer.decode(expected), directory
+        assert found == expected, directory
+
+
+def test_an_export_of_llama_3_lists_every_end_of_text(tmp_path):
+    lines = [base64.b64encode(number.to_bytes(2, "big")) + b" %d" % number for number in range(290)]
+    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines) + b"\n")
+    save_random(tmp_path / "run", MODELS["llama 3"], {"tokenizer/tokenizer.model": tmp_path / "tokenizer.model"})
+    export_huggingface(open_weights(tmp_path / "run"), tmp_path / "hf")
+    generation = json.loads((tmp_path / "hf/generation_config.json").read_text())
+    assert (generation["bos_token_id"], generation["eos_token_id"]) == (290, [291, 298, 299])
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").generation_config.eos_token_id == [291, 298, 299]
 
 
 def test_shards_are_bounded_and_indexed_and_safetensors_reads_them(tmp_path):

@@ -1,13 +1,22 @@
+import base64
 import json
 
 import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
 from llama_foundation.errors import DataError
-from llama_train.checkpoint.huggingface_tokenizer import build_tokenizer, special_tokens, tokenizer_settings
+from llama_train.checkpoint.huggingface_tokenizer import (
+    SpecialTokens,
+    build_tokenizer,
+    end_of_text_ids,
+    special_tokens,
+    tokenizer_settings,
+)
 
 TEXT = """
 The quick brown fox jumps over the lazy dog; then it rests, and the dog jumps over the fox.
@@ -109,3 +118,28 @@ def test_other_models_are_refused(tmp_path):
 def test_a_model_whose_ids_cannot_be_reproduced_is_refused(tmp_path):
     with pytest.raises(DataError, match="would encode"):
         build_tokenizer(train(tmp_path, treat_whitespace_as_suffix=True))
+
+
+def test_every_end_of_text_of_llama_3_is_found_by_name(tmp_path):
+    vocabulary = {name: number for number, name in enumerate("abc")}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|reserved|>", "<|eot_id|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    files = {"tokenizer.json": tmp_path / "tokenizer.json"}
+    assert end_of_text_ids(files) == [4, 6]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|reserved|>"}))
+    assert end_of_text_ids(files | {"tokenizer_config.json": tmp_path / "tokenizer_config.json"}) == [4, 5, 6]
+
+
+def test_ranks_of_tiktoken_have_llama_3s_special_tokens_after_them(tmp_path):
+    # 300 ranks: Llama 3 has 128,000, and <|begin_of_text|> 128000, <|end_of_text|> 128001, <|eot_id|> 128009
+    lines = [base64.b64encode(number.to_bytes(2, "big")) + b" %d" % number for number in range(300)]
+    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines) + b"\n")
+    files = {"tokenizer.model": tmp_path / "tokenizer.model"}
+    assert special_tokens(files) == SpecialTokens(300, 301)
+    assert end_of_text_ids(files) == [301, 308, 309]
+
+
+def test_a_tokenizer_without_those_names_ends_with_its_eos(tmp_path):
+    assert end_of_text_ids({"tokenizer.model": train(tmp_path)}) == [2]
+    assert end_of_text_ids({}) == []

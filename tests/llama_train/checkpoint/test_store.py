@@ -264,3 +264,19 @@ def test_kill_9_at_any_moment_leaves_a_good_latest_checkpoint(tmp_path):
     store = CheckpointStore(directory)
     assert [path.name for path in directory.iterdir() if path.name.startswith(".")] == []
     assert 1 <= len(store.steps()) <= 3
+
+
+def test_memory_of_asynchronous_copies_is_used_again_and_holds_the_values_of_its_own_save(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=9, asynchronous=True)
+    tensor, addresses = torch.zeros(1000), []
+    for step in (1, 2, 3):
+        tensor.fill_(step)
+        shape = (500,) if step == 3 else (1000,)
+        store.save(step, [Chunk("weights/a", shape, (0,), tensor[: shape[0]])], {})
+        addresses.append(store._buffers[0].data_ptr())
+        tensor.fill_(-1)  # the next step's update, while the thread writes
+    store.wait()
+    assert addresses[0] == addresses[1]
+    for step, size in ((1, 1000), (2, 1000), (3, 500)):
+        found = open_checkpoint(tmp_path / f"step-0000000{step}").read("weights/a", (0,), (size,))
+        assert torch.equal(found, torch.full((size,), float(step)))

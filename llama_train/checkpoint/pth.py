@@ -1,0 +1,160 @@
+"""Tensors in the .pth files of torch.save: read without running code, written without holding them.
+
+Such a file is a zip archive: `data.pkl`, a pickle that names the tensors, and one uncompressed entry per storage. The
+pickle is read by torch's weights-only loader, after its classes have been compared with a fixed list, whatever else
+somebody has allowed that loader.
+"""
+
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from llama_foundation.errors import CheckpointError
+from llama_train.checkpoint.huggingface_files import OutputTensor, flush
+from llama_train.checkpoint.index import DTYPES, TensorEntry
+
+ALLOWED = frozenset(
+    [
+        "collections.OrderedDict",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_tensor_v2",
+        "torch.BFloat16Storage",
+        "torch.DoubleStorage",
+        "torch.FloatStorage",
+        "torch.HalfStorage",
+    ]
+)
+"""The only classes and functions a .pth file may name."""
+
+_MOST_PICKLE_BYTES = 64 * 2**20  # names and shapes; those of a 405B model take 0.2 MiB
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip entry: the lengths of its name and of its extra field
+
+
+class PickledTensors:
+    """The tensors of one .pth file; their names, shapes and places are known, their bytes are read when asked for.
+
+    torch.load could map the file itself, but privately, for which Linux wants as much memory as the file is large.
+
+    Raises:
+        CheckpointError: it is damaged, holds anything but named tensors, or names a class that is not in `ALLOWED`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors: dict[str, TensorEntry] = {}
+        self._begin: dict[str, int] = {}
+        _check_archive(path)
+        size = path.stat().st_size
+        for name, tensor in _described(path).items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
+            if tensor.dtype not in DTYPES.values() or not tensor.is_contiguous():
+                raise CheckpointError(f"{path}: {name}: not a contiguous tensor of {', '.join(DTYPES)}")
+            item = tensor.dtype.itemsize
+            storage = tensor.untyped_storage()
+            # where torch.load says, under FakeTensorMode, that the storage's bytes are
+            self._begin[name] = storage._checkpoint_offset + tensor.storage_offset() * item
+            held = storage.nbytes() - tensor.storage_offset() * item
+            if tensor.numel() * item > min(held, size - self._begin[name]):
+                raise CheckpointError(f"{path}: {name} is larger than its bytes in the file; truncated?")
+            self.tensors[name] = TensorEntry(tensor.dtype, tuple(tensor.shape))
+
+    def read(self, name: str, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> torch.Tensor:
+        """Return a copy of one rectangle of a tensor; only its pages are read."""
+        entry = self.tensors[name]
+        if 0 in entry.shape:
+            return torch.empty(lengths, dtype=entry.dtype)
+        integers = f"<i{entry.dtype.itemsize}"  # numpy has no bfloat16
+        try:
+            mapped = numpy.memmap(self.path, integers, mode="r", offset=self._begin[name], shape=entry.shape)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: {error.strerror}, reading {name}") from error
+        part = numpy.array(mapped[tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))], order="C")
+        return torch.from_numpy(part).view(entry.dtype)
+
+
+def _described(path: Path) -> dict[Any, Any]:
+    """Run the weights-only loader with tensors that have no memory."""
+    try:
+        with FakeTensorMode():
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or not readable: {(str(error) or repr(error)).splitlines()[0]}"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of tensors")
+    return value
+
+
+def write_pth(path: Path, tensors: list[OutputTensor], wrote: Callable[[int], None]) -> None:
+    """Write tensors as torch.save would, holding one part of one tensor at a time.
+
+    torch.save lays the file out for tensors that have no memory; their bytes are then written into its holes. The zip
+    archive's own checksums of the storages stay zero, which torch.load does not look at.
+    """
+    with FakeTensorMode():
+        empty = {tensor.name: torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(empty, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        root = entries[0].filename.partition("/")[0]
+        # torch.save numbers the storages in the order of the dictionary
+        storages = [archive.getinfo(f"{root}/data/{number}") for number in range(len(tensors))]
+    with open(path, "r+b") as file:
+        for tensor, storage in zip(tensors, storages, strict=True):
+            assert storage.file_size == tensor.bytes and storage.compress_type == zipfile.ZIP_STORED, tensor.name
+            file.seek(_data_offset(file, storage))
+            written = 0
+            for part in tensor.parts():
+                data = memoryview(part.to(tensor.dtype).contiguous().reshape(-1).view(torch.uint8).numpy())
+                file.write(data)
+                wrote(len(data))
+                written += len(data)
+                del part, data  # before the next one is read
+            assert written == tensor.bytes, (tensor.name, written, tensor.bytes)
+        flush(file)
+
+
+def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    file.seek(entry.header_offset)
+    name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    return entry.header_offset + _LOCAL_HEADER.size + name + extra
+
+
+def _check_archive(path: Path) -> None:
+    """Look through the pickle, without running it, for every class and function that it names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+            if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLE_BYTES:
+                raise CheckpointError(f"{path}: {len(pickles)} data.pkl; it must have one, of at most 64 MiB")
+            data = archive.read(pickles[0])
+            order = pickles[0].filename.removesuffix("data.pkl") + "byteorder"
+            if order in archive.namelist() and archive.read(order) != b"little":
+                raise CheckpointError(f"{path}: not little-endian; only that is read")
+        for operation, argument, _ in pickletools.genops(data):
+            if operation.name in ("GLOBAL", "INST"):
+                named = str(argument).replace(" ", ".")
+                if named not in ALLOWED:
+                    raise CheckpointError(
+                        f"{path}: names {named}, which is no tensor: loading it could run code, so it is refused. "
+                        "Only weights are read; save them anew, where you trust the file, as a dictionary of tensors"
+                    )
+            elif operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+                raise CheckpointError(f"{path}: names classes in a way ({operation.name}) that torch.save does not")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: truncated, or not a .pth file in the zip form of torch 1.6 or later: {error}"
+        ) from error
