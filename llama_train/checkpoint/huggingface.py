@@ -17,7 +17,13 @@ from llama_foundation.errors import CheckpointError, DataError
 from llama_foundation.files import fsync_directory, publish_directory
 from llama_train.checkpoint.huggingface_config import to_huggingface
 from llama_train.checkpoint.huggingface_files import CONFIG, OutputTensor, plan_shards, write_json, write_shards
-from llama_train.checkpoint.huggingface_tokenizer import build_tokenizer, special_tokens, tokenizer_settings
+from llama_train.checkpoint.huggingface_tokenizer import (
+    SpecialTokens,
+    build_tokenizer,
+    json_settings,
+    special_tokens,
+    tokenizer_settings,
+)
 from llama_train.checkpoint.index import step_name
 from llama_train.checkpoint.restore import WEIGHTS, WeightSource, check_same_tensors, pieces
 from llama_train.checkpoint.store import CheckpointStore
@@ -54,11 +60,12 @@ def export_huggingface(
     tensors = [_output(source, name, dtype) for name in names]
     with _appearing(output) as partial:
         write_shards(partial, plan_shards(tensors, max_shard_bytes), wrote)
-        bos, eos = _write_tokenizer(source, config, partial)
+        special = _write_tokenizer(source, config, partial)
         stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
         written = stored.pop() if len(stored) == 1 else "float32"
-        write_json(partial / CONFIG, to_huggingface(config, written, bos, eos))
-        write_json(partial / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": True})
+        write_json(partial / CONFIG, to_huggingface(config, written, special.bos, special.eos))
+        generation = {"bos_token_id": special.bos, "eos_token_id": special.generation_eos(), "do_sample": True}
+        write_json(partial / "generation_config.json", generation)
     return output
 
 
@@ -115,8 +122,8 @@ def _output(source: WeightSource, name: str, dtype: torch.dtype | None) -> Outpu
     return OutputTensor(name, dtype or entry.dtype, entry.shape, parts)
 
 
-def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -> tuple[int | None, int | None]:
-    """Copy the tokenizer's files, make those that transformers needs, and return (bos, eos)."""
+def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -> SpecialTokens:
+    """Copy the tokenizer's files, make those that transformers needs, and return the special ids."""
     files = source.tokenizer_files()
     for name, path in files.items():
         shutil.copyfile(path, partial / name)
@@ -128,7 +135,9 @@ def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -
             write_json(partial / "tokenizer_config.json", tokenizer_settings(model_file, config.context))
         except DataError as error:
             _log.warning("no tokenizer.json: %s", error)
-    return special.bos, special.eos
+    elif "tokenizer.json" in files and "tokenizer_config.json" not in files:
+        write_json(partial / "tokenizer_config.json", json_settings(files["tokenizer.json"], config.context))
+    return special
 
 
 @contextlib.contextmanager
