@@ -52,9 +52,7 @@ class SentencePieceTokenizer:
         if special_tokens:
             for number, text in enumerate(texts):
                 utf8(number, text)
-            return [
-                encode_around(self._special_ids, text, lambda part: self.encode_batch([part])[0]) for text in texts
-            ]
+            return [encode_around(self._special_ids, text, lambda part: self.encode_batch([part])[0]) for text in texts]
         if self._pieces is not None:
             for number, text in enumerate(texts):
                 utf8(number, text)

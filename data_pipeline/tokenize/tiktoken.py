@@ -33,9 +33,7 @@ _NAMED = {
     11: "<|image|>",
 }
 _RESERVED = iter(range(256))
-SPECIAL_TOKENS = tuple(
-    _NAMED.get(place) or f"<|reserved_special_token_{next(_RESERVED)}|>" for place in range(256)
-)
+SPECIAL_TOKENS = tuple(_NAMED.get(place) or f"<|reserved_special_token_{next(_RESERVED)}|>" for place in range(256))
 """In the order of their ids, which start after the ranks: those of Llama 3.1 and later (as above). Llama 3 has the
 same with other names for the ones that it did not use yet."""
 

@@ -15,7 +15,9 @@ def tables(count, pieces, seed=0):
             "validation_hash": generator.integers(0, 2**64, count, np.uint64),
             "sample_hash": generator.integers(0, 2**64, count, np.uint64),
             "bytes": generator.integers(1, 100, count),
-            "source": pa.array(generator.choice(["books", "code", "web"], count, p=[0.1, 0.3, 0.6])).dictionary_encode(),
+            "source": pa.array(
+                generator.choice(["books", "code", "web"], count, p=[0.1, 0.3, 0.6])
+            ).dictionary_encode(),
         }
     )
     bounds = np.linspace(0, count, pieces + 1).astype(int)

@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from data_pipeline.tokenize import load_tokenizer, train_byte_level
 from llama_foundation.errors import DataError
-from llama_train.checkpoint.huggingface_tokenizer import build_tokenizer, special_tokens, tokenizer_settings
+from llama_train.checkpoint.huggingface_tokenizer import (
+    build_tokenizer,
+    json_settings,
+    special_tokens,
+    tokenizer_settings,
+)
 
 TEXT = """
 The quick brown fox jumps over the lazy dog; then it rests, and the dog jumps over the fox.
@@ -109,3 +115,42 @@ def test_other_models_are_refused(tmp_path):
 def test_a_model_whose_ids_cannot_be_reproduced_is_refused(tmp_path):
     with pytest.raises(DataError, match="would encode"):
         build_tokenizer(train(tmp_path, treat_whitespace_as_suffix=True))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("ranks")
+    model_file = train_byte_level([TEXT * 4], directory / "tokenizer.model", 256 + 420)
+    build_tokenizer(model_file).save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_settings(model_file, 64)))
+    return load_tokenizer(model_file), AutoTokenizer.from_pretrained(directory)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(WORDS, max_size=12).map("".join) | st.text(st.characters(codec="utf-8"), max_size=30))
+def test_autotokenizer_gives_the_ids_of_tiktoken_ranks(ranks, text):
+    ours, theirs = ranks
+    ids = ours.encode_batch([text])[0].tolist()
+    assert theirs.encode(text, add_special_tokens=False) == ids
+    assert theirs.encode(text) == [ours.bos_id, *ids]
+    assert theirs.decode(ids) == text
+
+
+def test_autotokenizer_knows_the_special_tokens_of_tiktoken_ranks(ranks):
+    ours, theirs = ranks
+    text = "<|start_header_id|>user<|end_header_id|>the fox<|eot_id|><|reserved_special_token_245|>"
+    ids = ours.encode_batch([text], special_tokens=True)[0].tolist()
+    assert theirs.encode(text, add_special_tokens=False) == ids
+    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (420, 421, 676)
+
+
+def test_every_end_of_text_is_listed_for_generation(ranks, tmp_path):
+    ours, _ = ranks
+    found = special_tokens({"tokenizer.model": ours.path})
+    assert (found.bos, found.eos, found.generation_eos()) == (420, 421, [421, 428, 429])
+    json_file = ours.path.with_name("tokenizer.json")
+    assert special_tokens({"tokenizer.json": json_file}) == found
+    config_file = json_file.with_name("tokenizer_config.json")
+    assert special_tokens({"tokenizer.json": json_file, "tokenizer_config.json": config_file}) == found
+    assert json_settings(json_file, 64)["eos_token"] == "<|end_of_text|>"
+    assert special_tokens({"tokenizer.model": train(tmp_path)}).generation_eos() == 2
