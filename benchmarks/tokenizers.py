@@ -20,11 +20,11 @@ from pathlib import Path
 os.environ["RAYON_NUM_THREADS"] = "1"  # read when tokenizers is loaded
 sys.path[0] = str(Path(__file__).parents[1])  # not this directory, where this file would hide the tokenizers library
 
-import sentencepiece  # noqa: E402
-import tiktoken  # noqa: E402
-import tokenizers  # noqa: E402
-import zstandard  # noqa: E402
-from tiktoken.load import load_tiktoken_bpe  # noqa: E402
+import sentencepiece
+import tiktoken
+import tokenizers
+import zstandard
+from tiktoken.load import load_tiktoken_bpe
 
 from data_pipeline.tokenize import load_tokenizer, train_byte_level, train_sentencepiece
 from data_pipeline.tokenize.tiktoken import SPLIT_PATTERN
@@ -70,7 +70,7 @@ def compare(name: str, texts: list[str], ours: Encode, theirs: Encode) -> None:
     different = sum(list(a) != list(b) for a, b in zip(*found, strict=True))
     first = speeds[0][0] / speeds[1][0]
     print(
-        f"{name:<34} ours {mine:6.2f}  theirs {other:6.2f} MB/CPU-s  ratio {mine / other:5.2f} (first round {first:5.2f})"
+        f"{name:<30} ours {mine:6.2f}  theirs {other:6.2f} MB/CPU-s  ratio {mine / other:5.2f} (first {first:5.2f})"
         f"  texts with other ids: {different} of {len(texts)}",
         flush=True,
     )

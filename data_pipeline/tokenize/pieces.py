@@ -5,6 +5,7 @@ each other in no token are never joined, and what is on both sides of them is en
 merges are ordered by score and then from left to right, and this order within a piece is the same alone and in a text.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable
 
@@ -82,7 +83,7 @@ def _neighbours(words: Iterable[str]) -> list[set[str]]:
     """Group the characters that stand next to each other in `words`, the largest group first."""
     group_of: dict[str, set[str]] = {}
     for word in words:
-        for left, right in zip(word, word[1:], strict=False):
+        for left, right in itertools.pairwise(word):
             group, other = group_of.setdefault(left, {left}), group_of.setdefault(right, {right})
             if group is not other:
                 group |= other

@@ -141,4 +141,6 @@ def read_ranks(content: bytes, path: Path) -> dict[bytes, int]:
 
 
 def _encoding(pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
-    return tiktoken.Encoding("llama", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    # Without any special token tiktoken's search for them stops at every character, and takes a third of the time.
+    special = {SPECIAL_TOKENS[0]: len(ranks)}
+    return tiktoken.Encoding("llama", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)

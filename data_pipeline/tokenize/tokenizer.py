@@ -9,7 +9,6 @@ import numpy as np
 
 from llama_foundation.errors import DataError
 
-
 LARGEST_FILE = 256 * 1024 * 1024
 """Bytes; the largest published tokenizer files have some 20 MB."""
 
