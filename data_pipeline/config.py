@@ -3,6 +3,7 @@
 import difflib
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from math import inf
 from typing import Any
 
 from omegaconf import MISSING
@@ -78,20 +79,29 @@ class PipelineConfig:
             raise ConfigError(f"pipeline.c4.min_sentences={self.c4.min_sentences} must be at least 0")
 
 
+class TokenizerKind(Enum):
+    sentencepiece = "sentencepiece"  # BPE over characters with byte fallback, as Llama 1's and 2's
+    byte_level = "byte_level"  # BPE over bytes within the pieces of Llama 3's split pattern, with its special tokens
+
+
 @dataclass
 class TokenizerTraining:
-    """Train a Llama-style sentencepiece BPE on the kept training documents."""
+    """Train a tokenizer of one of Llama's kinds on the kept training documents."""
 
+    kind: TokenizerKind = TokenizerKind.sentencepiece
     vocabulary_size: int = 32_000
     character_coverage: float = 0.99995  # share of characters with a token of their own; the others become bytes
     sample_bytes: int = 100 * MEBIBYTE  # of text, chosen by keyed hash; all text where there is less
+    source_weights: dict[str, float] = field(
+        default_factory=dict
+    )  # source -> its part of sample_bytes, relative to the others; empty: all sources alike
 
 
 @dataclass
 class TokenizerConfig:
     """Exactly one of both."""
 
-    path: str | None = None  # an existing sentencepiece model
+    path: str | None = None  # an existing sentencepiece model, tokenizer.json or file of tiktoken ranks
     train: TokenizerTraining | None = None
 
     def check(self) -> None:
@@ -101,12 +111,19 @@ class TokenizerConfig:
                 "of them: tokenizer=file tokenizer.path=FILE, or tokenizer=sentencepiece_32k"
             )
         if self.train:
-            _between("tokenizer.train.vocabulary_size", self.train.vocabulary_size, 260, 2**24)
+            smallest = 512 if self.train.kind is TokenizerKind.byte_level else 260
+            _between("tokenizer.train.vocabulary_size", self.train.vocabulary_size, smallest, 2**24)
             if not 0.9 <= self.train.character_coverage <= 1:
                 raise ConfigError(
                     f"tokenizer.train.character_coverage={self.train.character_coverage} must be between 0.9 and 1"
                 )
             _at_least("tokenizer.train.sample_bytes", self.train.sample_bytes, 1000)
+            weights = self.train.source_weights
+            if weights and not (all(0 <= weight < inf for weight in weights.values()) and sum(weights.values()) > 0):
+                raise ConfigError(
+                    f"tokenizer.train.source_weights={dict(weights)}: every weight must be a number of at least 0, "
+                    "and one of them above 0"
+                )
 
 
 @dataclass

@@ -29,7 +29,7 @@ from data_pipeline.report import console as show
 from data_pipeline.report.report import write_report
 from data_pipeline.report.statistics import StageStatistics
 from data_pipeline.shards.writer import write_root
-from data_pipeline.split import TRAIN, sample_limit, validation_limit
+from data_pipeline.split import TRAIN, sample_shares, validation_limit
 from data_pipeline.stages import STAGES, GlobalStage
 from data_pipeline.tokenize import load_tokenizer
 from llama_foundation.errors import ConfigError, DataError, RunError
@@ -127,7 +127,9 @@ class Pipeline:
 
     def _shards(self, blocks: list[Block]) -> list[StageStatistics]:
         config = self.config
-        commits = self._phase("index", None, write.index_task, [(block, config.seed) for block in blocks], _block_label)
+        commits = self._phase(
+            "index", write.INDEX_VERSION, write.index_task, [(block, config.seed) for block in blocks], _block_label
+        )
         limit = validation_limit(map(read_block, _blocks(commits)), config.validation.fraction)
         path = self._tokenizer_path(blocks, _blocks(commits), limit)
         tokenizer = load_tokenizer(path)
@@ -143,11 +145,12 @@ class Pipeline:
         training, seed = self.config.tokenizer.train, self.config.seed
         if training is None:
             return Path(self.config.tokenizer.path)
-        chosen = sample_limit(map(read_block, indexes), limit, training.sample_bytes)
-        samples = [write.Sample(block, chosen, limit, seed) for block in blocks]
-        commits = self._phase("sample", [chosen, limit], write.sample_task, samples, lambda each: each.block.path)
+        shares = sample_shares(map(read_block, indexes), limit, training.sample_bytes, training.source_weights)
+        samples = [write.Sample(block, shares, limit, seed) for block in blocks]
+        inputs = [{source: asdict(share) for source, share in shares.items()}, limit]
+        commits = self._phase("sample", inputs, write.sample_task, samples, lambda each: each.block.path)
         payload = write.Training(tuple(_blocks(commits)), training)
-        inputs = [write.VERSION, asdict(training)]
+        inputs = [write.VERSION, flatten(training)]
         trained = self._phase("tokenizer", inputs, write.tokenizer_task, [payload], lambda _: "training the tokenizer")
         path = self._folder("tokenizer") / "tokenizer.model"
         if load_tokenizer(path).fingerprint != trained[0].notes["fingerprint"]:
@@ -180,10 +183,12 @@ class Pipeline:
                 (folder / f"{task.name}.json").unlink(missing_ok=True)
         with show.phase(self.console, "write", len(tasks)) as done:
             run_phase(self.engine, folder, write.write_task, tasks, done)
-        with publish(self.output / "tokenizer" / "tokenizer.model") as file:
+        for stale in (self.output / "tokenizer").glob("tokenizer.*"):
+            stale.unlink()
+        with publish(self.output / "tokenizer" / tokenizer.file_name) as file:
             file.write(tokenizer.path.read_bytes())
         self.tokenizer = {
-            "file": "tokenizer/tokenizer.model",
+            "file": f"tokenizer/{tokenizer.file_name}",
             "fingerprint": tokenizer.fingerprint,
             "vocabulary_size": tokenizer.vocabulary_size,
             "bos_id": tokenizer.bos_id,

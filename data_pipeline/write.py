@@ -14,17 +14,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.config import TokenizerTraining
+from data_pipeline.config import TokenizerKind, TokenizerTraining
 from data_pipeline.document import keyed_hashes
 from data_pipeline.engines.work import Block, Commit, Task, map_block, read_block, write_blocks
 from data_pipeline.report.statistics import StageStatistics
 from data_pipeline.shards.writer import ShardSetWriter
-from data_pipeline.split import TRAIN, VALIDATION, index, is_validation
-from data_pipeline.tokenize import load_tokenizer, train_sentencepiece
+from data_pipeline.split import TRAIN, VALIDATION, Share, index, is_validation
+from data_pipeline.tokenize import load_tokenizer, train_byte_level, train_sentencepiece
 from llama_foundation.errors import DataError
 
 NAME = "shards"
 VERSION = 2
+
+INDEX_VERSION = 2
 
 FIRST_WORDS = 80
 """Characters of a document that its provenance quotes."""
@@ -35,10 +37,10 @@ _MERGE_ROWS = 1024  # of one run held as Python objects while merging
 
 @dataclass(frozen=True)
 class Sample:
-    """Which documents a tokenizer is trained on: hash up to `limit`, and not held out."""
+    """Which documents of a partition a tokenizer is trained on: by source, and not held out."""
 
     block: Block
-    limit: int
+    shares: dict[str, Share]
     validation_limit: int
     seed: int
 
@@ -85,12 +87,22 @@ def sample_task(folder: Path, task: Task) -> Commit:
     sample: Sample = task.payload
     batch = read_block(sample.block).combine_chunks().to_batches()[0]
     hashes = index(batch, sample.seed)
-    chosen = hashes["sample_hash"].to_numpy() <= np.uint64(sample.limit)
+    sources = batch["source"].to_numpy(zero_copy_only=False)
+    chosen = np.zeros(batch.num_rows, dtype=bool)
+    for source, share in sample.shares.items():
+        chosen |= (sources == source) & (hashes["sample_hash"].to_numpy() <= np.uint64(share.largest_hash))
     chosen &= ~is_validation(hashes["validation_hash"].to_numpy(), sample.validation_limit)
     if not chosen.any():
         return Commit()
     table = pa.table({"hash": hashes["sample_hash"], "record_id": batch["record_id"], "text": batch["text"]})
-    return Commit(write_blocks(folder / f"{task.name}.arrow", [("", table.filter(pa.array(chosen)))]))
+    table = table.filter(pa.array(chosen))
+    longest = [sample.shares[source].most_bytes for source in sources[chosen]]
+    texts = [
+        text.encode()[:most].decode("utf-8", "ignore")
+        for text, most in zip(table["text"].to_pylist(), longest, strict=True)
+    ]
+    table = table.set_column(2, "text", pa.array(texts, table["text"].type))
+    return Commit(write_blocks(folder / f"{task.name}.arrow", [("", table)]))
 
 
 def tokenizer_task(folder: Path, task: Task) -> Commit:
@@ -99,10 +111,11 @@ def tokenizer_task(folder: Path, task: Task) -> Commit:
     table = pa.concat_tables([read_block(block) for block in training.blocks])
     table = table.sort_by([("hash", "ascending"), ("record_id", "ascending")])
     texts = table["text"].to_pylist()
-    if len(texts) == 1:  # the one document that is taken whatever its size
-        texts[0] = texts[0].encode()[: training.settings.sample_bytes].decode("utf-8", "ignore")
     settings = training.settings
-    train_sentencepiece(texts, folder / "tokenizer.model", settings.vocabulary_size, settings.character_coverage)
+    if settings.kind is TokenizerKind.byte_level:
+        train_byte_level(texts, folder / "tokenizer.model", settings.vocabulary_size)
+    else:
+        train_sentencepiece(texts, folder / "tokenizer.model", settings.vocabulary_size, settings.character_coverage)
     return Commit(
         notes={"documents": len(texts), "fingerprint": load_tokenizer(folder / "tokenizer.model").fingerprint}
     )

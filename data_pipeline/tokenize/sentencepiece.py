@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from data_pipeline.tokenize.tokenizer import utf8
+from data_pipeline.tokenize.pieces import SPACE_MARK, PieceCache, piece_pattern
+from data_pipeline.tokenize.tokenizer import check_ids, encode_around, utf8
 from llama_foundation.errors import DataError
-
-SPACE_MARK = "\u2581"
-"""The character sentencepiece writes for a space; in a text it would come back as one."""
 
 _REQUIRED_FIELDS = {1: "pieces", 2: "trainer_spec", 3: "normalizer_spec"}
 """Of ModelProto (google/sentencepiece, src/sentencepiece_model.proto), by field number, in the order of the file."""
@@ -22,12 +20,10 @@ class SentencePieceTokenizer:
     if the model has byte fallback and does not normalise, as Llama's; the ids are sentencepiece's own, except that
     U+2581 in a text is spelled in bytes so that it does not turn into a space."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        try:
-            model = self.path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{self.path}: the tokenizer cannot be read: {error.strerror}") from error
+    file_name = "tokenizer.model"
+
+    def __init__(self, path: Path, model: bytes) -> None:
+        self.path = path
         _check_whole(model, self.path)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -43,10 +39,24 @@ class SentencePieceTokenizer:
                     f"{self.path}: the model has no {name} token, and every document is stored as bos + tokens + eos; "
                     f"train one with {name}_id set"
                 )
+        self.end_of_text_ids = (self.eos_id,)
+        control = [number for number in range(self.vocabulary_size) if self._processor.is_control(number)]
+        self._special_ids = {self._processor.id_to_piece(number): number for number in control}
         self._space_mark_ids = self._byte_ids(SPACE_MARK)
         self._barrier, self._barrier_ids = self._find_barrier()
+        pattern = piece_pattern(model) if self._barrier and self._space_mark_ids else None
+        self._pieces = PieceCache(pattern, self._encode_piece) if pattern else None
+        self._prefix = " " if self._encode(["a"])[0].tolist() == self._encode_piece(" a").tolist() else ""
 
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: list[str], special_tokens: bool = False) -> list[np.ndarray]:
+        if special_tokens:
+            for number, text in enumerate(texts):
+                utf8(number, text)
+            return [encode_around(self._special_ids, text, lambda part: self.encode_batch([part])[0]) for text in texts]
+        if self._pieces is not None:
+            for number, text in enumerate(texts):
+                utf8(number, text)
+            return [self._pieces.encode(self._with_prefix(text)) for text in texts]
         ids = self._encode(texts)
         if self._barrier and self._space_mark_ids:
             for number, text in enumerate(texts):
@@ -55,11 +65,19 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        plain = np.asarray(ids, dtype=np.int64).tolist()
-        for token_id in plain:
-            if not 0 <= token_id < self.vocabulary_size:
-                raise DataError(f"token id {token_id} is not in {self.path}, which has {self.vocabulary_size} tokens")
+        plain = check_ids(ids, self)
         return self._processor.decode(plain) if plain else ""
+
+    def _with_prefix(self, text: str) -> str:
+        """Write out the space that the model puts in front of a text."""
+        return self._prefix + text if text and text[0] != SPACE_MARK else text
+
+    def _encode_piece(self, piece: str) -> np.ndarray:
+        """Return the ids that `piece` has inside a text; the barrier keeps the space of a text's start away."""
+        if piece == SPACE_MARK:
+            return np.array(self._space_mark_ids, dtype=np.int32)
+        # one by one: the library starts a thread for every list
+        return np.array(self._processor.encode(self._barrier + piece)[len(self._barrier_ids) :], dtype=np.int32)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         encoded = self._processor.encode([utf8(number, text) for number, text in enumerate(texts)], num_threads=1)

@@ -20,7 +20,7 @@ from llama_train.checkpoint.huggingface_files import CONFIG, OutputTensor, plan_
 from llama_train.checkpoint.huggingface_tokenizer import (
     SpecialTokens,
     build_tokenizer,
-    end_of_text_ids,
+    json_settings,
     special_tokens,
     tokenizer_settings,
 )
@@ -66,10 +66,8 @@ def export_huggingface(
         stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
         written = stored.pop() if len(stored) == 1 else "float32"
         write_json(partial / CONFIG, to_huggingface(config, written, special.bos, special.eos))
-        ends = end_of_text_ids(source.tokenizer_files())
-        ends = [token for token in ends if token < config.vocab_size]
-        generation = {"bos_token_id": special.bos, "eos_token_id": ends if len(ends) > 1 else special.eos}
-        write_json(partial / "generation_config.json", generation | {"do_sample": True})
+        generation = {"bos_token_id": special.bos, "eos_token_id": special.generation_eos(), "do_sample": True}
+        write_json(partial / "generation_config.json", generation)
         if readme is not None:
             (partial / "README.md").write_text(readme, encoding="utf-8")
     return output
@@ -135,7 +133,7 @@ def _output(source: WeightSource, name: str, dtype: torch.dtype | None) -> Outpu
 
 
 def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -> SpecialTokens:
-    """Copy the tokenizer's files, and make those that transformers needs."""
+    """Copy the tokenizer's files, make those that transformers needs, and return the special ids."""
     files = source.tokenizer_files()
     for name, path in files.items():
         shutil.copyfile(path, partial / name)
@@ -147,6 +145,8 @@ def _write_tokenizer(source: WeightSource, config: ModelConfig, partial: Path) -
             write_json(partial / "tokenizer_config.json", tokenizer_settings(model_file, config.context))
         except DataError as error:
             _log.warning("no tokenizer.json: %s", error)
+    elif "tokenizer.json" in files and "tokenizer_config.json" not in files:
+        write_json(partial / "tokenizer_config.json", json_settings(files["tokenizer.json"], config.context))
     return special
 
 

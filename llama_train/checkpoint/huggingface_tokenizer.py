@@ -1,7 +1,7 @@
-"""A sentencepiece model as the tokenizer.json that transformers loads, giving the same ids."""
+"""A tokenizer file as the tokenizer.json that transformers loads, giving the same ids."""
 
 import json
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,16 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
+from data_pipeline.tokenize.huggingface import HuggingFaceTokenizer
+from data_pipeline.tokenize.tiktoken import END_OF_TEXT
+from data_pipeline.tokenize.tokenizer import read_tokenizer_file
 from llama_foundation.errors import DataError
+from llama_train.checkpoint.huggingface_byte_level import (
+    build_byte_level,
+    byte_level_settings,
+    has_ranks,
+    load_ranks,
+)
 
 _SPACE = "\u2581"
 _BPE = 2  # TrainerSpec.ModelType.BPE
@@ -29,36 +38,18 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens around a document; None where the model has none."""
+    """Ids of the tokens around a document; None where the model has none.
+
+    `end_of_text` are all ids after which a text ends, eos first.
+    """
 
     bos: int | None
     eos: int | None
+    end_of_text: tuple[int, ...] = ()
 
-
-END_OF_TEXT = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
-"""What ends a text, a message and a turn in Llama 3's vocabularies."""
-
-_RANKS_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
-# Llama 3's 256 special tokens follow its ranks; in llama-models, models/llama3/tokenizer.py, these are the places
-_RANKS_SPECIAL = {"<|begin_of_text|>": 0, "<|end_of_text|>": 1, "<|eom_id|>": 8, "<|eot_id|>": 9}
-
-
-def end_of_text_ids(files: dict[str, Path]) -> list[int]:
-    """Return every id after which a text is over, ascending: Llama 3 has several.
-
-    They are looked up by name in `tokenizer.json`, or in a `tokenizer.model` that holds tiktoken ranks; a tokenizer
-    that has none of the names has its eos.
-
-    Raises:
-        DataError: a file is damaged.
-    """
-    found: set[int | None] = {special_tokens(files).eos}
-    if "tokenizer.json" in files:
-        tokenizer = _tokenizer_json(files["tokenizer.json"])
-        found |= {tokenizer.token_to_id(name) for name in END_OF_TEXT}
-    elif (ranks := _ranks(files)) is not None:
-        found |= {ranks + _RANKS_SPECIAL[name] for name in END_OF_TEXT}
-    return sorted(token for token in found if token is not None)
+    def generation_eos(self) -> int | list[int] | None:
+        """Return eos_token_id of generation_config.json: a list where there are several, as in Meta's own."""
+        return list(self.end_of_text) if len(self.end_of_text) > 1 else self.eos
 
 
 def special_tokens(files: dict[str, Path]) -> SpecialTokens:
@@ -67,15 +58,18 @@ def special_tokens(files: dict[str, Path]) -> SpecialTokens:
     Raises:
         DataError: a file is damaged.
     """
-    ranks = _ranks(files)
-    if ranks is not None:
-        return SpecialTokens(ranks + _RANKS_SPECIAL["<|begin_of_text|>"], ranks + _RANKS_SPECIAL["<|end_of_text|>"])
+    if "tokenizer.model" in files and has_ranks(files["tokenizer.model"]):
+        ranks = load_ranks(files["tokenizer.model"])
+        return SpecialTokens(ranks.bos_id, ranks.eos_id, ranks.end_of_text_ids)
     if "tokenizer.model" in files:
         processor = _processor(files["tokenizer.model"])
         bos, eos = processor.bos_id(), processor.eos_id()
-        return SpecialTokens(None if bos < 0 else bos, None if eos < 0 else eos)
-    if not {"tokenizer.json", "tokenizer_config.json"} <= files.keys():
+        return SpecialTokens(None if bos < 0 else bos, None if eos < 0 else eos, () if eos < 0 else (eos,))
+    if "tokenizer.json" not in files:
         return SpecialTokens(None, None)
+    if "tokenizer_config.json" not in files:
+        plain = HuggingFaceTokenizer(files["tokenizer.json"], read_tokenizer_file(files["tokenizer.json"]))
+        return SpecialTokens(plain.bos_id, plain.eos_id, plain.end_of_text_ids)
     tokenizer = _tokenizer_json(files["tokenizer.json"])
     try:
         settings = json.loads(files["tokenizer_config.json"].read_bytes())
@@ -83,15 +77,23 @@ def special_tokens(files: dict[str, Path]) -> SpecialTokens:
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{files['tokenizer_config.json']}: cannot be read: {error}") from error
     texts = [token.get("content") if isinstance(token, dict) else token for token in named]
-    return SpecialTokens(*(tokenizer.token_to_id(text) if isinstance(text, str) else None for text in texts))
+    bos, eos = (tokenizer.token_to_id(text) if isinstance(text, str) else None for text in texts)
+    stops = [eos, *(tokenizer.token_to_id(text) for text in END_OF_TEXT)]
+    return SpecialTokens(bos, eos, tuple(dict.fromkeys(stop for stop in stops if stop is not None)))
 
 
 def build_tokenizer(model_file: Path) -> Tokenizer:
-    """Build the fast tokenizer of a sentencepiece BPE model; with special tokens it puts bos in front, as Llama's do.
+    """Build the fast tokenizer of a sentencepiece BPE model or a file of tiktoken ranks.
+
+    With special tokens it puts bos in front, as Llama's do.
 
     Raises:
         DataError: it is no BPE model, or its ids on a few texts are not those of the model.
     """
+    if has_ranks(model_file):
+        tokenizer, ranks = build_byte_level(model_file), load_ranks(model_file)
+        _check_same_ids(tokenizer, model_file, lambda text: ranks.encode_batch([text])[0].tolist())
+        return tokenizer
     model = _parse(model_file)
     if model.trainer_spec.model_type != _BPE:
         raise DataError(f"{model_file}: not a BPE model; only those have an equal tokenizer.json")
@@ -124,12 +126,14 @@ def build_tokenizer(model_file: Path) -> Tokenizer:
             pair=f"{pieces[bos]} $A {pieces[bos]}:1 $B:1",
             special_tokens=[(pieces[bos], bos)],
         )
-    _check_same_ids(tokenizer, model_file)
+    _check_same_ids(tokenizer, model_file, _processor(model_file).encode)
     return tokenizer
 
 
 def tokenizer_settings(model_file: Path, context: int) -> dict[str, Any]:
     """Return the contents of tokenizer_config.json for what `build_tokenizer` made; `context` is in tokens."""
+    if has_ranks(model_file):
+        return byte_level_settings(context)
     model, special = _parse(model_file), special_tokens({"tokenizer.model": model_file})
 
     def text(token: int | None) -> str | None:
@@ -145,6 +149,18 @@ def tokenizer_settings(model_file: Path, context: int) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
     }
+
+
+def json_settings(json_file: Path, context: int) -> dict[str, Any]:
+    """Return the contents of tokenizer_config.json for a tokenizer.json that came without; `context` is in tokens.
+
+    Raises:
+        DataError: the file is damaged, or does not say which tokens begin and end a text.
+    """
+    special = special_tokens({"tokenizer.json": json_file})
+    tokenizer = Tokenizer.from_file(str(json_file))
+    names = {"bos_token": tokenizer.id_to_token(special.bos), "eos_token": tokenizer.id_to_token(special.eos)}
+    return byte_level_settings(context) | names
 
 
 def _merges(model: Any) -> list[tuple[str, str]]:
@@ -169,20 +185,11 @@ def _normalizer(spec: Any) -> Any:
     return normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
 
 
-def _check_same_ids(tokenizer: Tokenizer, model_file: Path) -> None:
-    processor = _processor(model_file)
+def _check_same_ids(tokenizer: Tokenizer, model_file: Path, encode: Callable[[str], list[int]]) -> None:
     for text in _PROBES:
-        ours, theirs = tokenizer.encode(text, add_special_tokens=False).ids, processor.encode(text)
+        ours, theirs = tokenizer.encode(text, add_special_tokens=False).ids, encode(text)
         if ours != theirs:
             raise DataError(f"{model_file}: a tokenizer.json would encode {text!r} as {ours}, the model says {theirs}")
-
-
-def _ranks(files: dict[str, Path]) -> int | None:
-    """How many tiktoken ranks `tokenizer.model` holds, None if it is something else."""
-    if "tokenizer.model" not in files:
-        return None
-    data = _bytes(files["tokenizer.model"])
-    return data.count(b"\n") if _RANKS_LINE.match(data) else None
 
 
 def _tokenizer_json(path: Path) -> Tokenizer:

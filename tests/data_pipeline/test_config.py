@@ -28,6 +28,11 @@ def test_every_stage_has_settings():
 def test_each_tokenizer_choice_composes():
     assert composed().tokenizer.train.vocabulary_size == 32_000
     assert composed("tokenizer=sentencepiece_4k").tokenizer.train.vocabulary_size == 4096
+    byte_level = composed("tokenizer=bpe_128k", "tokenizer.train.source_weights={web: 0.8, code: 0.2}").tokenizer.train
+    assert (byte_level.kind.value, byte_level.vocabulary_size) == ("byte_level", 128_256)
+    assert byte_level.source_weights == {"web": 0.8, "code": 0.2}
+    with pytest.raises(ConfigError, match="vocabulary_size=511 must be between 512"):
+        composed("tokenizer=bpe_128k", "tokenizer.train.vocabulary_size=511")
     assert composed("tokenizer=file", "tokenizer.path=x.model").tokenizer.path == "x.model"
 
 
@@ -46,6 +51,8 @@ def test_each_tokenizer_choice_composes():
         ("tokenizer.train=null", "give one of them"),
         ("tokenizer.path=x", "give one of them"),
         ("tokenizer.train.vocabulary_size=10", "vocabulary_size=10 must be between"),
+        ("tokenizer.train.source_weights={web: 0.0}", "one of them above 0"),
+        ("tokenizer.train.source_weights={web: 1.0, code: -1.0}", "every weight must be"),
         ("tokenizer=file", "tokenizer.path"),
     ],
 )

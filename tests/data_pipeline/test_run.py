@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 import zstandard
 
 from data_pipeline.config import DataPipelineConfig
@@ -287,3 +289,51 @@ def test_the_command_prints_its_funnel_and_its_paths(finished, tmp_path):
     shown = subprocess.run([*command, "--cfg", "job"], cwd=directory, env=environment, capture_output=True, text=True)
     assert "min_words: 20" in shown.stdout
     assert sorted(path.name for path in directory.iterdir()) == ["books.jsonl.zst", "more.jsonl", "web.jsonl"]
+
+
+def test_a_byte_level_tokenizer_is_trained_on_sources_by_weight(monkeypatch, tmp_path):
+    (tmp_path / "in").mkdir()
+    directory, output = corpus(tmp_path / "in"), tmp_path / "out"
+    train = ["tokenizer=bpe_128k", "tokenizer.train.vocabulary_size=600", "tokenizer.train.sample_bytes=3000"]
+    weights = "tokenizer.train.source_weights={books: 3.0, web: 1.0}"
+    assert run(configured(monkeypatch, directory, output, *train, weights)) == 0
+    (sampled,) = (output / ".work").glob("sample-*")
+    texts = [
+        text
+        for path in sorted(sampled.glob("*.arrow"))
+        for text in pa.ipc.open_file(pa.memory_map(str(path))).read_all()["text"].to_pylist()
+    ]
+    lines = zstandard.decompress((directory / "books.jsonl.zst").read_bytes()).splitlines()
+    of_books = {json.loads(line)["text"] for line in lines}
+    books = sum(len(text.encode()) for text in texts if text in of_books)
+    assert 1500 < books <= 2250
+    assert 250 < sum(len(text.encode()) for text in texts) - books <= 750
+    tokenizer = load_tokenizer(output / "tokenizer")
+    assert (tokenizer.vocabulary_size, tokenizer.bos_id, tokenizer.eos_id) == (600, 344, 345)
+    check_decoded(output, tokenizer)
+
+
+def test_a_tokenizer_json_is_used_and_kept_under_its_name(monkeypatch, tmp_path):
+    (tmp_path / "in").mkdir()
+    directory, output = corpus(tmp_path / "in"), tmp_path / "out"
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer, made.decoder = tokenizers.pre_tokenizers.ByteLevel(), tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False, initial_alphabet=alphabet)
+    made.train_from_iterator(WORDS, trainer)
+    made.add_special_tokens(["<s>", "</s>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.chdir(directory)
+    file = ["tokenizer=file", f"tokenizer.path={tmp_path}/tokenizer.json"]
+    assert run(compose("data", DataPipelineConfig, ["input.paths=[*.jsonl*]", f"output={output}", *file])) == 0
+    assert [path.name for path in (output / "tokenizer").iterdir()] == ["tokenizer.json"]
+    assert json.loads((output / "shards.json").read_text())["tokenizer"]["file"] == "tokenizer/tokenizer.json"
+    check_decoded(output, load_tokenizer(output / "tokenizer"))
+
+
+def check_decoded(output, tokenizer):
+    found = documents(output, "train", "books")
+    assert len(found) > 30
+    for provenance, ids in found:
+        assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
+        assert tokenizer.decode(ids).split()[:5] == provenance["first_words"].split()[:5]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from data_pipeline.tokenize import load_tokenizer, train_byte_level
 from llama_foundation.errors import CheckpointError
 from llama_train.checkpoint.huggingface import export_huggingface, import_native
 from llama_train.checkpoint.load import load_model, open_weights
@@ -18,9 +19,10 @@ from llama_train.checkpoint.meta import export_meta
 from llama_train.checkpoint.restore import open_checkpoint, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import ModelConfig, RopeScaling
+from llama_train.decode import Row, generate_together
 from llama_train.engine.engine import Chunk
-from llama_train.generate import generate
 from llama_train.model.names import parameter_shapes
+from llama_train.peers import Peers
 
 LLAMA_1 = ModelConfig(
     name="x", vocab_size=259, hidden_size=32, layers=2, heads=4, kv_heads=4, ffn_size=88, context=64, norm_epsilon=1e-6
@@ -165,7 +167,7 @@ def test_greedy_text_is_the_same_from_a_checkpoint_from_transformers_and_from_me
     assert len(set(expected)) > 3
     for directory in ("run", "hf", "meta", "back"):
         model, _, _ = load_model(tmp_path / directory)
-        found = generate(model, prompt, 24, 0.0, 1.0, 0, stop_ids=(299,))
+        (found,) = generate_together(model, [Row(prompt, 24, stop_ids=(299,))], Peers(), batch_size=1)
         assert tokenizer.decode(found) == tokenizer.decode(expected), directory
         assert found == expected, directory
 
@@ -353,3 +355,25 @@ def test_state_that_describes_no_model_is_refused(tmp_path):
         CheckpointStore(tmp_path).save(1, [tensor], state)
         with pytest.raises(CheckpointError, match=message):
             load_model(tmp_path)
+
+
+def test_a_byte_level_tokenizer_is_exported_with_every_end_of_text(tmp_path):
+    ranks = train_byte_level(["the quick brown fox jumps over the lazy dog 12345\n"] * 20, tmp_path / "ranks", 540)
+    config = dataclasses.replace(LLAMA_1, vocab_size=540)
+    save_random(tmp_path / "checkpoints", config, {"tokenizer/tokenizer.model": ranks})
+    export_huggingface(open_weights(tmp_path / "checkpoints"), tmp_path / "hf")
+    text = "the dog 42 über 🦙\n  fox"
+    expected = [284, *load_tokenizer(ranks).encode_batch([text])[0].tolist()]
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").encode(text) == expected
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (284, [285, 292, 293])
+    # a tokenizer.json alone travels along as it is
+    json_file = tmp_path / "hf" / "tokenizer.json"
+    save_random(tmp_path / "with_json", config, {"tokenizer/tokenizer.json": json_file})
+    assert load_tokenizer(load_model(tmp_path / "with_json")[2]).encode_batch([text])[0].tolist() == expected[1:]
+    export_huggingface(open_weights(tmp_path / "with_json"), tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == json_file.read_bytes()
+    again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert (again.encode(text), again.eos_token) == (expected, "<|end_of_text|>")
+    generation = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [285, 292, 293]

@@ -1,19 +1,16 @@
-import base64
 import json
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
+from data_pipeline.tokenize import load_tokenizer, train_byte_level
 from llama_foundation.errors import DataError
 from llama_train.checkpoint.huggingface_tokenizer import (
-    SpecialTokens,
     build_tokenizer,
-    end_of_text_ids,
+    json_settings,
     special_tokens,
     tokenizer_settings,
 )
@@ -120,26 +117,41 @@ def test_a_model_whose_ids_cannot_be_reproduced_is_refused(tmp_path):
         build_tokenizer(train(tmp_path, treat_whitespace_as_suffix=True))
 
 
-def test_every_end_of_text_of_llama_3_is_found_by_name(tmp_path):
-    vocabulary = {name: number for number, name in enumerate("abc")}
-    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
-    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|reserved|>", "<|eot_id|>"])
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    files = {"tokenizer.json": tmp_path / "tokenizer.json"}
-    assert end_of_text_ids(files) == [4, 6]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|reserved|>"}))
-    assert end_of_text_ids(files | {"tokenizer_config.json": tmp_path / "tokenizer_config.json"}) == [4, 5, 6]
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("ranks")
+    model_file = train_byte_level([TEXT * 4], directory / "tokenizer.model", 256 + 420)
+    build_tokenizer(model_file).save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_settings(model_file, 64)))
+    return load_tokenizer(model_file), AutoTokenizer.from_pretrained(directory)
 
 
-def test_ranks_of_tiktoken_have_llama_3s_special_tokens_after_them(tmp_path):
-    # 300 ranks: Llama 3 has 128,000, and <|begin_of_text|> 128000, <|end_of_text|> 128001, <|eot_id|> 128009
-    lines = [base64.b64encode(number.to_bytes(2, "big")) + b" %d" % number for number in range(300)]
-    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines) + b"\n")
-    files = {"tokenizer.model": tmp_path / "tokenizer.model"}
-    assert special_tokens(files) == SpecialTokens(300, 301)
-    assert end_of_text_ids(files) == [301, 308, 309]
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(WORDS, max_size=12).map("".join) | st.text(st.characters(codec="utf-8"), max_size=30))
+def test_autotokenizer_gives_the_ids_of_tiktoken_ranks(ranks, text):
+    assume("<|" not in text)  # there transformers makes special tokens of text, and we text of special tokens
+    ours, theirs = ranks
+    ids = ours.encode_batch([text])[0].tolist()
+    assert theirs.encode(text, add_special_tokens=False) == ids
+    assert theirs.encode(text) == [ours.bos_id, *ids]
+    assert theirs.decode(ids) == text
 
 
-def test_a_tokenizer_without_those_names_ends_with_its_eos(tmp_path):
-    assert end_of_text_ids({"tokenizer.model": train(tmp_path)}) == [2]
-    assert end_of_text_ids({}) == []
+def test_autotokenizer_knows_the_special_tokens_of_tiktoken_ranks(ranks):
+    ours, theirs = ranks
+    text = "<|start_header_id|>user<|end_header_id|>the fox<|eot_id|><|reserved_special_token_245|>"
+    ids = ours.encode_batch([text], special_tokens=True)[0].tolist()
+    assert theirs.encode(text, add_special_tokens=False) == ids
+    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (420, 421, 676)
+
+
+def test_every_end_of_text_is_listed_for_generation(ranks, tmp_path):
+    ours, _ = ranks
+    found = special_tokens({"tokenizer.model": ours.path})
+    assert (found.bos, found.eos, found.generation_eos()) == (420, 421, [421, 428, 429])
+    json_file = ours.path.with_name("tokenizer.json")
+    assert special_tokens({"tokenizer.json": json_file}) == found
+    config_file = json_file.with_name("tokenizer_config.json")
+    assert special_tokens({"tokenizer.json": json_file, "tokenizer_config.json": config_file}) == found
+    assert json_settings(json_file, 64)["eos_token"] == "<|end_of_text|>"
+    assert special_tokens({"tokenizer.model": train(tmp_path)}).generation_eos() == 2
