@@ -6,21 +6,13 @@ which kernel computes the attention. Shape suffixes are those of `llama.py`; T i
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
-
-_VARLEN_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn else frozenset()
-# Causal attention is a window without a right side; the first version had a flag for it.
-_CAUSAL = {"window_size": (-1, 0)} if "window_size" in _VARLEN_PARAMETERS else {"is_causal": True}
 
 _CALL = 800_000
 """What one more call of SDPA on a CPU costs, forward and backward, in units of one element of one head's query times
@@ -42,6 +34,7 @@ class Packed(NamedTuple):
 
     starts: torch.Tensor  # int32, one per document of all rows, and T at the end
     longest: int  # tokens that no document exceeds
+    parameters: frozenset[str]  # of varlen_attn, which has more of them with every version of torch
 
 
 Mask = torch.Tensor | Documents | Packed | Any | None
@@ -104,7 +97,7 @@ def packed(document_ids_BS: torch.Tensor) -> Packed:
     end = starts.new_full((1,), document_ids_BS.numel())
     # The row's length bounds every document. Their true maximum would be another transfer, and compiled again for
     # each of its values.
-    return Packed(torch.cat([starts, end]).to(torch.int32), document_ids_BS.shape[1])
+    return Packed(torch.cat([starts, end]).to(torch.int32), document_ids_BS.shape[1], _varlen_parameters())
 
 
 def document_lengths(document_ids_BS: torch.Tensor) -> tuple[tuple[int, ...], ...]:
@@ -113,7 +106,7 @@ def document_lengths(document_ids_BS: torch.Tensor) -> tuple[tuple[int, ...], ..
     lengths = []
     for row in _starts(document_ids_BS):
         begins = [*row.nonzero().flatten().tolist(), length]
-        lengths.append(tuple(end - begin for begin, end in zip(begins, begins[1:], strict=False)))
+        lengths.append(tuple(end - begin for begin, end in itertools.pairwise(begins)))
     return tuple(lengths)
 
 
@@ -158,9 +151,11 @@ def _one_after_the_other(
 
 
 def _variable_length(q_BHSE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor, mask: Packed) -> torch.Tensor:
-    assert varlen_attn is not None
-    arguments = dict(_CAUSAL)
-    if "enable_gqa" in _VARLEN_PARAMETERS:  # since torch 2.13
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Causal attention is a window without a right side; the first version had a flag for it.
+    arguments: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in mask.parameters else {"is_causal": True}
+    if "enable_gqa" in mask.parameters:
         arguments["enable_gqa"] = q_BHSE.shape[1] != k_BKSE.shape[1]
     else:
         k_BKSE, v_BKSE = _repeated(k_BKSE, q_BHSE.shape[1]), _repeated(v_BKSE, q_BHSE.shape[1])
@@ -180,6 +175,13 @@ def _flex(q_BHSE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor, mask
     # It is a kernel only when compiled; as it is, it writes out every weight.
     kernel = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
     return kernel(q_BHSE, k_BKSE, v_BKSE, block_mask=mask, enable_gqa=q_BHSE.shape[1] != k_BKSE.shape[1])
+
+
+@functools.cache
+def _varlen_parameters() -> frozenset[str]:
+    from torch.nn.attention.varlen import varlen_attn  # late: it imports torch's compiler, which takes seconds
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 @functools.cache

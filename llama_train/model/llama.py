@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         self.config = config
         # Document ids to what `attention` takes as its mask.
         self.make_mask: Callable[[torch.Tensor], Mask] = partial(sdpa_mask, width=config.heads * config.head_dim)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleDict({str(layer): Block(config) for layer in range(config.layers)})
         self.norm = RMSNorm(config)
 
@@ -220,5 +220,18 @@ def scaled_frequency(frequency: float, scaling: RopeScaling) -> float:
     return (1 - kept) * frequency / scaling.factor + kept * frequency
 
 
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        # Filling the meta device's nothing would import torch's compiler, which takes seconds.
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 def _linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=False)
+    return _Linear(inputs, outputs, bias=False)
