@@ -8,11 +8,12 @@ WORKERS ?= 0
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test lint format
+.PHONY: help setup quickstart test bench lint format
 help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
+	@echo "make bench       time a training step and the start against what they are measured by"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
 
@@ -35,6 +36,12 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
+
+bench: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.step
+	$(VENV)/bin/python -m benchmarks.step --compile
+	$(VENV)/bin/python -m benchmarks.step --trainer
+	$(VENV)/bin/python -m benchmarks.startup
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -76,6 +76,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        assert ctx.gradients is not None, "this loss has been through its backward pass"
         # Taken away: they are scaled in place, and a second backward pass must not find them.
         (hidden_gradient, weight_gradient), ctx.gradients = ctx.gradients, None
         if hidden_gradient is not None:
