@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=256, help="of a row")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=2, help="steps in a round")
-    parser.add_argument("--loss-chunk", type=int, default=0)
+    parser.add_argument("--loss-chunk", type=int, default=2048)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--trainer", action="store_true", help="the trainer against a bare loop instead")
     options = parser.parse_args()

@@ -216,7 +216,7 @@ class EngineConfig:
     attention: AttentionName = AttentionName.auto
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     activation_checkpointing_every: int = 2  # every_n: every this many blocks
-    loss_chunk: int = 0  # tokens whose logits are held at once for the loss; 0: all
+    loss_chunk: int = 2048  # tokens whose logits are held at once for the loss; 0: all
     float8: Float8 = Float8.none  # matrix multiplications of the blocks in float8 (torchao, compute capability 9.0)
     compile: bool = False  # torch.compile, block by block
     reshard_after_forward: bool = True  # FSDP2: free gathered weights between forward and backward
