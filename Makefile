@@ -8,12 +8,13 @@ WORKERS ?= 0
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test prove lint format
+.PHONY: help setup quickstart test prove bench lint format
 help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
 	@echo "make prove       every layout against one process, in float64"
+	@echo "make bench       time a training step and the start against what they are measured by"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
 
@@ -39,6 +40,12 @@ test: $(INSTALLED)
 
 prove: $(INSTALLED)
 	$(VENV)/bin/python -m llama_train.prove experiment=quickstart
+
+bench: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.step
+	$(VENV)/bin/python -m benchmarks.step --compile
+	$(VENV)/bin/python -m benchmarks.step --trainer
+	$(VENV)/bin/python -m benchmarks.startup
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -2,8 +2,10 @@
 
 The configuration is composed and checked once, on rank 0, and written into the run directory. The other ranks wait
 for its path, read that file and compare its hash: nobody composes twice, and a user error ends every rank before a
-process group or a GPU is held.
+process group or a GPU is held. torch is imported when there is something to train: --help and a refusal need none.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -12,17 +14,17 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError, UserError
 from llama_foundation.files import publish_text
 from llama_train.config import TrainConfig
-from llama_train.distributed import environment_rank, meet
-from llama_train.parallel.layout import resolve_layout
+from llama_train.environment import environment_rank
 from llama_train.survive.lock import RunLock
-from llama_train.train import train
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 MEETING_SECONDS = 600.0
 """How long a rank waits for the others to start, and for rank 0 to check the configuration."""
@@ -31,20 +33,36 @@ MEETING_SECONDS = 600.0
 def main() -> int:
     rank, size = environment_rank()
     if rank != 0:
-        return _follow(meet(MEETING_SECONDS), rank)
-    store = meet(MEETING_SECONDS)
+        return _follow(_meet(), rank)
     verdict = {"status": 0}
+    store: dist.Store | None = None
+
+    def lead(config: TrainConfig) -> int:
+        nonlocal store
+        store = _meet()
+        return _lead(config, store, size, verdict)
+
     try:
-        verdict["status"] = compose.main("train", TrainConfig, lambda config: _lead(config, store, size, verdict))
+        verdict["status"] = compose.main("train", TrainConfig, lead)
     finally:
-        if "config" not in verdict:  # refused, or only shown (--cfg, --help): nobody trains
+        if "config" not in verdict and size > 1:  # refused, or only shown (--cfg, --help): nobody trains
             verdict["status"] = verdict["status"] if sys.exc_info()[0] is None else 1
-            store.set("verdict", json.dumps(verdict))
+            (store or _meet()).set("verdict", json.dumps(verdict))
     return verdict["status"]
+
+
+def _meet() -> dist.Store:
+    from llama_train.distributed import meet
+
+    return meet(MEETING_SECONDS)
 
 
 def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> int:
     """Take the run directory, write the configuration, tell the other ranks, train."""
+    from llama_train.parallel.float8 import check_float8
+    from llama_train.parallel.layout import resolve_layout
+
+    check_float8(config.engine, config.model, config.cluster.device)
     resolve_layout(config.layout, config.data, size)
     directory = Path(config.output) / config.name
     with RunLock(directory):
@@ -66,6 +84,8 @@ def _follow(store: dist.Store, rank: int) -> int:
 
 def _train(config: TrainConfig, store: dist.Store) -> int:
     """Train; of an error that every rank meets, only the first rank speaks."""
+    from llama_train.train import train
+
     try:
         return train(config, store)
     except UserError as error:

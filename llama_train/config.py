@@ -213,6 +213,21 @@ class Precision(Enum):
 class ActivationCheckpointing(Enum):
     none = "none"
     full = "full"  # keep only each block's input and compute the block again in the backward pass
+    selective = "selective"  # keep what matrix multiplications and attention gave, compute the rest again
+    every_n = "every_n"  # full for every `activation_checkpointing_every`-th block, none for the others
+
+
+class AttentionName(Enum):
+    auto = "auto"  # the fastest that this hardware, precision and model have
+    sdpa = "sdpa"  # PyTorch's scaled_dot_product_attention
+    flex = "flex"  # FlexAttention: compiled for the document mask, skips what it hides; CUDA
+    varlen = "varlen"  # flash attention over documents of various lengths; CUDA, bf16
+
+
+class Float8(Enum):
+    none = "none"
+    tensorwise = "tensorwise"  # one scale per tensor: fastest
+    rowwise = "rowwise"  # one scale per row: closer to bf16
 
 
 @dataclass
@@ -221,11 +236,24 @@ class EngineConfig:
 
     name: EngineName = EngineName.native
     precision: Precision = Precision.fp32
+    attention: AttentionName = AttentionName.auto
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    activation_checkpointing_every: int = 2  # every_n: every this many blocks
+    loss_chunk: int = 2048  # tokens whose logits are held at once for the loss; 0: all
+    float8: Float8 = Float8.none  # matrix multiplications of the blocks in float8 (torchao, compute capability 9.0)
     compile: bool = False  # torch.compile, block by block
     reshard_after_forward: bool = True  # FSDP2: free gathered weights between forward and backward
     timeout_seconds: float = 600.0  # a collective, or a step without progress, that takes longer ends the job
     garbage_collection_every: int = 0  # optimizer steps, on all ranks at once; 0: whenever Python likes, on each rank
+
+    def check(self) -> None:
+        _at_least("engine.activation_checkpointing_every", self.activation_checkpointing_every, 1)
+        _at_least("engine.loss_chunk", self.loss_chunk, 0)
+        if self.float8 is not Float8.none and self.precision is not Precision.bf16:
+            raise ConfigError(
+                f"engine.float8={self.float8.name} multiplies what is otherwise in bfloat16, but engine.precision="
+                f"{self.precision.name}; set engine.precision=bf16, or engine.float8=none"
+            )
 
 
 @dataclass
@@ -327,6 +355,20 @@ class ClusterConfig:
                 raise ConfigError(f"cluster.nccl.{name}={value!r} must be one line of text")
 
 
+GROUPS = (
+    "model",
+    "data",
+    "validation",
+    "optimizer",
+    "schedule",
+    "layout",
+    "engine",
+    "checkpoint",
+    "logging",
+    "cluster",
+)
+
+
 @dataclass
 class TrainConfig:
     """One training run."""
@@ -358,10 +400,8 @@ class TrainConfig:
             _at_least("stop_at_step", self.stop_at_step, 1)
         if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
             raise ConfigError(f"name={self.name!r} must be a plain directory name below output={self.output}")
-        for group in (self.model, self.data, self.validation, self.optimizer, self.schedule, self.layout):
-            group.check()
-        for group in (self.checkpoint, self.cluster):
-            group.check()
+        for name in CHECKED:
+            getattr(self, name).check()
         longest = self.data.longest_sequence()
         if longest > self.model.context:
             raise ConfigError(

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from llama_foundation.errors import ConfigError
+from llama_train.environment import environment_rank
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,6 @@ class World:
     @property
     def host(self) -> str:
         return socket.gethostname()
-
-
-def environment_rank() -> tuple[int, int]:
-    """Return (rank, world size) as the launcher set them in the environment, (0, 1) without a launcher."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def meet(timeout_seconds: float) -> dist.Store:

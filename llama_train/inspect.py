@@ -3,9 +3,12 @@
 Also `python -m llama_train.inspect run=DIR step=N`. Steps are counted as in metrics.jsonl: the first is 1.
 """
 
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 from rich.console import Console
@@ -16,7 +19,9 @@ from llama_foundation import compose
 from llama_foundation.errors import ConfigError
 from llama_train.config import TrainConfig
 from llama_train.data.amendments import read_amendments
-from llama_train.data.order import Document, TokenOrder
+
+if TYPE_CHECKING:
+    from llama_train.data.order import Document
 
 
 @dataclass
@@ -46,6 +51,8 @@ def inspect(config: InspectConfig) -> None:
         ConfigError: there is no such run or step.
         DataError: its shards are missing or damaged.
     """
+    from llama_train.data.order import TokenOrder  # late: it imports torch, which --help does not need
+
     run = Path(config.run)
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"run={config.run}: {run / 'config.yaml'} does not exist; give the directory of a run")

@@ -11,17 +11,17 @@ Tensor names end in their shape:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from llama_train.config import ModelConfig, RopeScaling
-from llama_train.model.attention import attention, document_mask
-
-IGNORE = -100
-"""A label that does not count."""
+from llama_train.model.attention import Mask, attention, sdpa_mask
+from llama_train.model.loss import IGNORE as IGNORE  # what a caller marks labels with
+from llama_train.model.loss import chunked_loss, compute_dtype, summed_loss
 
 
 class Llama(nn.Module):
@@ -34,6 +34,7 @@ class Llama(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.model = Decoder(config)
+        self.loss_chunk = 0  # tokens whose logits are held at once for the loss; 0: all
         # Tied, the embedding's matrix is used in place of one here: sharing a parameter would not outlive to_empty().
         self.lm_head = None if config.tied_embeddings else _linear(config.hidden_size, config.vocab_size)
 
@@ -59,6 +60,9 @@ class Llama(nn.Module):
         hidden_BSD = self.model(tokens, document_ids, positions)
         if self.model.norm is None:
             return hidden_BSD
+        if labels is not None and self.loss_chunk:
+            head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+            return chunked_loss(hidden_BSD, head.weight, labels, self.loss_chunk)
         if self.lm_head is None:
             logits_BSV = F.linear(hidden_BSD, self.model.embed_tokens.weight)
         else:
@@ -78,7 +82,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Document ids to what `attention` takes as its mask.
+        self.make_mask: Callable[[torch.Tensor], Mask] = partial(sdpa_mask, width=config.heads * config.head_dim)
+        self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleDict({str(layer): Block(config) for layer in range(config.layers)})
         self.norm = RMSNorm(config)
 
@@ -89,9 +95,9 @@ class Decoder(nn.Module):
         if positions is None:
             positions = torch.arange(hidden_BSD.shape[1], device=hidden_BSD.device)[None]
         cos_BSE, sin_BSE = rotation(positions, self.config, compute_dtype(hidden_BSD.dtype))
-        mask_B1SS = None if document_ids is None else document_mask(document_ids)
+        mask = None if document_ids is None else self.make_mask(document_ids)
         for block in self.layers.values():
-            hidden_BSD = block(hidden_BSD, cos_BSE, sin_BSE, mask_B1SS)
+            hidden_BSD = block(hidden_BSD, cos_BSE, sin_BSE, mask)
         return hidden_BSD if self.norm is None else self.norm(hidden_BSD)
 
 
@@ -110,10 +116,10 @@ class Block(nn.Module):
         hidden_BSD: torch.Tensor,
         cos_BSE: torch.Tensor,
         sin_BSE: torch.Tensor,
-        mask_B1SS: torch.Tensor | None,
+        mask: Mask,
     ) -> torch.Tensor:
         """Compute the layer. `cos_BSE` and `sin_BSE` should stay float32 for bf16 hidden states: see `rotate`."""
-        hidden_BSD = hidden_BSD + self.self_attn(self.input_layernorm(hidden_BSD), cos_BSE, sin_BSE, mask_B1SS)
+        hidden_BSD = hidden_BSD + self.self_attn(self.input_layernorm(hidden_BSD), cos_BSE, sin_BSE, mask)
         return hidden_BSD + self.mlp(self.post_attention_layernorm(hidden_BSD))
 
 
@@ -133,7 +139,7 @@ class Attention(nn.Module):
         hidden_BSD: torch.Tensor,
         cos_BSE: torch.Tensor,
         sin_BSE: torch.Tensor,
-        mask_B1SS: torch.Tensor | None,
+        mask: Mask,
     ) -> torch.Tensor:
         # The number of heads comes from the projection, not from the configuration: it may hold only some of them.
         q_BHSE = self.q_proj(hidden_BSD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -141,7 +147,7 @@ class Attention(nn.Module):
         v_BKSE = self.v_proj(hidden_BSD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q_BHSE = rotate(q_BHSE, cos_BSE, sin_BSE)
         k_BKSE = rotate(k_BKSE, cos_BSE, sin_BSE)
-        attended_BHSE = attention(q_BHSE, k_BKSE, v_BKSE, mask_B1SS)
+        attended_BHSE = attention(q_BHSE, k_BKSE, v_BKSE, mask)
         return self.o_proj(attended_BHSE.transpose(1, 2).flatten(2))
 
 
@@ -170,13 +176,6 @@ class RMSNorm(nn.Module):
         wide_BSD = hidden_BSD.to(compute_dtype(hidden_BSD.dtype))
         wide_BSD = wide_BSD * torch.rsqrt(wide_BSD.pow(2).mean(-1, keepdim=True) + self.epsilon)
         return self.weight * wide_BSD.to(hidden_BSD.dtype)
-
-
-def summed_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (summed cross-entropy in nats, number of labels that are not `IGNORE`)."""
-    wide_BSV = logits_BSV.to(compute_dtype(logits_BSV.dtype))
-    loss = F.cross_entropy(wide_BSV.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORE, reduction="sum")
-    return loss, (labels_BS != IGNORE).sum()
 
 
 def rotation(positions_BS: torch.Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,10 +220,18 @@ def scaled_frequency(frequency: float, scaling: RopeScaling) -> float:
     return (1 - kept) * frequency / scaling.factor + kept * frequency
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision of what must not be computed in less than float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        # Filling the meta device's nothing would import torch's compiler, which takes seconds.
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=False)
+    return _Linear(inputs, outputs, bias=False)

@@ -1,23 +1,23 @@
 """In which order a model on the meta device becomes a sharded, checkpointed, compiled one."""
 
-import functools
-
-from torch.utils.checkpoint import checkpoint
-
-from llama_train.config import ActivationCheckpointing, EngineConfig, Precision
+from llama_train.config import EngineConfig, Precision
 from llama_train.model.llama import Llama
+from llama_train.parallel.activations import checkpoint_activations
+from llama_train.parallel.attention_backend import choose_attention
+from llama_train.parallel.float8 import apply_float8
 from llama_train.parallel.layout import Layout
 from llama_train.parallel.shard import apply_fsdp
 
 
 def parallelize(model: Llama, config: EngineConfig, layout: Layout, device_type: str) -> None:
-    """Apply activation checkpointing, compilation and sharding to `model` in place, in this order.
+    """Apply the switches of `config`, then sharding, to `model` in place, in this order.
 
-    Compilation must see the checkpointed block, and FSDP2's gathering must stay outside of both.
+    Compilation must see the checkpointed block of float8 layers, and FSDP2's gathering must stay outside of both.
     """
-    if config.activation_checkpointing is ActivationCheckpointing.full:
-        for block in model.blocks():
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    model.model.make_mask = choose_attention(config, model.model.config, device_type, speaks=layout.rank == 0)
+    model.loss_chunk = config.loss_chunk
+    apply_float8(model, config)
+    checkpoint_activations(model, config)
     if config.compile:
         for block in model.blocks():
             block.compile()

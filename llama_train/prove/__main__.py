@@ -16,7 +16,7 @@ from rich.table import Table
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
-from llama_train.config import ActivationCheckpointing, Packing, TrainConfig
+from llama_train.config import ActivationCheckpointing, AttentionName, Float8, Packing, TrainConfig
 from llama_train.prove.faults import FAULTS
 from llama_train.prove.harness import BATCH_SIZE, Case, Outcome, compare, make_shards, run_case
 from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS, shrink
@@ -41,6 +41,15 @@ class ProveConfig(TrainConfig):
         if self.prove.fault is not None and self.prove.fault not in FAULTS:
             raise ConfigError(f"prove.fault={self.prove.fault} is not known; use one of {', '.join(FAULTS)}")
 
+
+SWITCHED_OFF = {
+    "attention": AttentionName.sdpa,
+    "activation_checkpointing": ActivationCheckpointing.none,
+    "loss_chunk": 0,
+    "compile": False,
+    "float8": Float8.none,
+}
+"""The engine's settings under which nothing is computed in another way than the model is written."""
 
 REFERENCE = Case("1 process", ((1, STEPS),), micro_batch_size=BATCH_SIZE)
 CASES = (
@@ -70,11 +79,10 @@ def prove(config: ProveConfig) -> int:
             f"Proving {config.model.name} shrunk to {small.model.layers} layers of width {small.model.hidden_size}: "
             f"{STEPS} steps in float64 against one process"
         )
-        plain = dataclasses.replace(
-            small, engine=dataclasses.replace(small.engine, activation_checkpointing=ActivationCheckpointing.none)
-        )
         # The reference has no switch on that a case could share a fault with.
-        run_case(REFERENCE, dataclasses.replace(plain, layout=type(plain.layout)()), work / "reference")
+        engine = dataclasses.replace(small.engine, **SWITCHED_OFF)
+        plain = dataclasses.replace(small, engine=engine, layout=type(small.layout)())
+        run_case(REFERENCE, plain, work / "reference")
         for case in CASES:
             with console.status(case.name):
                 started = time.monotonic()

@@ -1,4 +1,9 @@
-"""Run a configuration in several layouts and measure how far each is from one process."""
+"""Run a configuration in several layouts and measure how far each is from one process.
+
+torch is imported only where tensors are read: the processes that compute are others.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import json
@@ -8,9 +13,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from data_pipeline.shards.pack_writer import write_packs
 from data_pipeline.shards.reader import ShardSet
@@ -18,9 +23,13 @@ from data_pipeline.shards.writer import ShardSetWriter, write_root
 from llama_foundation import compose
 from llama_foundation.errors import RunError
 from llama_foundation.files import publish_text
-from llama_train.checkpoint.restore import Checkpoint, open_checkpoint
 from llama_train.config import TrainConfig
-from llama_train.prove.worker import TIMEOUT_SECONDS, Stretch
+from llama_train.prove.stretch import TIMEOUT_SECONDS, Stretch
+
+if TYPE_CHECKING:
+    import torch
+
+    from llama_train.checkpoint.restore import Checkpoint
 
 BATCH_SIZE = 8  # sequences: divides over 1, 2 and 4 ranks with one or more micro-batches each
 
@@ -110,6 +119,8 @@ def _run_processes(place: Path, world: int, name: str) -> None:
 
 def compare(case: Case, directory: Path, reference: Path, seconds: float) -> Outcome:
     """Measure the case in `directory` against the one-process run in `reference`."""
+    from llama_train.checkpoint.restore import open_checkpoint
+
     losses = _results(directory)
     expected = _results(reference)
     assert len(losses) == len(expected)

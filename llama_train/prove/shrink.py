@@ -3,7 +3,7 @@
 import copy
 import math
 
-from llama_train.config import Precision, TrainConfig
+from llama_train.config import Float8, Precision, TrainConfig
 
 STEPS = 20
 SEQUENCE_LENGTH = 32
@@ -15,7 +15,7 @@ def shrink(config: TrainConfig, batch_size: int) -> TrainConfig:
     """Return a copy of `config` in float64 with at most 3 layers, 4 heads and 20 steps.
 
     Kept: the ratio of heads to KV heads (a multiple of it where 4 heads cannot show it) and of FFN to width, tied
-    embeddings, RoPE and its scaling, packing, document masks, activation checkpointing, compile, resharding, optimizer
+    embeddings, RoPE and its scaling, packing, document masks, the engine's switches but float8, resharding, optimizer
     and schedule. Segments of the data are not kept: every layout reads the same order.
     """
     small = copy.deepcopy(config)
@@ -40,6 +40,10 @@ def shrink(config: TrainConfig, batch_size: int) -> TrainConfig:
     if small.schedule.decay_steps is not None:
         small.schedule.decay_steps = 8
     small.engine.precision = Precision.fp64
+    small.engine.float8 = Float8.none  # no float64 has it
+    if small.engine.loss_chunk:
+        # So many tokens that a micro-batch of one row has several pieces, the last one shorter.
+        small.engine.loss_chunk = SEQUENCE_LENGTH // 3
     small.cluster.device = "cpu"
     small.check()
     return small

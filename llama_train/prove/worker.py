@@ -8,7 +8,6 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
@@ -19,24 +18,14 @@ from llama_train.checkpoint.restore import open_checkpoint, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import TrainConfig
 from llama_train.data.order import TokenOrder
-from llama_train.distributed import distributed, environment_rank
+from llama_train.distributed import distributed
 from llama_train.engine.build import build_engine
 from llama_train.engine.engine import Chunk
+from llama_train.environment import environment_rank
 from llama_train.optimizer.schedule import learning_rate
 from llama_train.parallel.layout import resolve_layout
 from llama_train.prove.faults import plant
-
-TIMEOUT_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Steps [first, last) of a proof; from `resume` on where it is a checkpoint's path. JSON in the work folder."""
-
-    first: int
-    last: int
-    resume: str | None
-    fault: str | None
+from llama_train.prove.stretch import TIMEOUT_SECONDS, Stretch
 
 
 def main(directory: Path) -> None:
