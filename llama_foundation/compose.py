@@ -191,7 +191,7 @@ def _through_hydra(
             crash.append(error)  # raised below: in here, Hydra would take some of them for its own
 
     before = sys.argv
-    sys.argv = [before[0], *(_forced(argument, home) for argument in arguments), *_hydra_settings(overrides)]
+    sys.argv = [before[0], *_with_hydra_settings([_forced(argument, home) for argument in arguments], overrides)]
     try:
         with _explained(schema, overrides, home), _hydra_raises():
             job()
@@ -235,10 +235,16 @@ def _forced(override: str, home: Path) -> str:
     return f"++{override}" if is_value and not (home / key).is_dir() else override
 
 
-def _hydra_settings(overrides: list[str]) -> list[str]:
-    """Keep Hydra from making directories and log files of its own, unless the user wants them."""
+def _with_hydra_settings(arguments: list[str], overrides: list[str]) -> list[str]:
+    """Keep Hydra from making directories and log files of its own, unless the user wants them.
+
+    Its argument parser takes overrides only in one piece, before or after the flags: ours go next to the user's.
+    """
     given = {override.partition("=")[0] for override in overrides}
-    return [f"{key}={value}" for key, value in _HYDRA_SETTINGS.items() if key not in given]
+    ours = [f"{key}={value}" for key, value in _HYDRA_SETTINGS.items() if key not in given]
+    places = [number for number, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-")]
+    end = places[-1] + 1 if places else len(arguments)
+    return [*arguments[:end], *ours, *arguments[end:]]
 
 
 def _swept_keys(schema: type, overrides: list[str], home: Path) -> set[str]:
