@@ -355,18 +355,8 @@ class ClusterConfig:
                 raise ConfigError(f"cluster.nccl.{name}={value!r} must be one line of text")
 
 
-GROUPS = (
-    "model",
-    "data",
-    "validation",
-    "optimizer",
-    "schedule",
-    "layout",
-    "engine",
-    "checkpoint",
-    "logging",
-    "cluster",
-)
+CHECKED = ("model", "data", "validation", "optimizer", "schedule", "layout", "engine", "checkpoint", "cluster")
+"""The groups that check themselves; logging needs the number of steps as well."""
 
 
 @dataclass

@@ -1,4 +1,3 @@
-import base64
 import dataclasses
 import json
 import shutil
@@ -170,16 +169,6 @@ def test_greedy_text_is_the_same_from_a_checkpoint_from_transformers_and_from_me
         (found,) = generate_together(model, [Row(prompt, 24, stop_ids=(299,))], Peers(), batch_size=1)
         assert tokenizer.decode(found) == tokenizer.decode(expected), directory
         assert found == expected, directory
-
-
-def test_an_export_of_llama_3_lists_every_end_of_text(tmp_path):
-    lines = [base64.b64encode(number.to_bytes(2, "big")) + b" %d" % number for number in range(290)]
-    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines) + b"\n")
-    save_random(tmp_path / "run", MODELS["llama 3"], {"tokenizer/tokenizer.model": tmp_path / "tokenizer.model"})
-    export_huggingface(open_weights(tmp_path / "run"), tmp_path / "hf")
-    generation = json.loads((tmp_path / "hf/generation_config.json").read_text())
-    assert (generation["bos_token_id"], generation["eos_token_id"]) == (290, [291, 298, 299])
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").generation_config.eos_token_id == [291, 298, 299]
 
 
 def test_shards_are_bounded_and_indexed_and_safetensors_reads_them(tmp_path):
