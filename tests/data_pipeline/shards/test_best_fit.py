@@ -92,6 +92,13 @@ def test_a_case_by_hand():
     assert (packs.tolist(), count) == ([2, 2, 2, 1, 0, 1], 3)
 
 
+def test_of_equal_pieces_the_earlier_comes_first():
+    packs, _ = best_fit(np.array([2, 3] * 40), 6)
+    threes, twos = packs[1::2], packs[::2]
+    assert threes.tolist() == np.repeat(np.arange(20), 2).tolist()
+    assert twos.tolist() == np.repeat(np.arange(20, 34), 3)[:40].tolist()
+
+
 def test_documents_are_cut_into_full_pieces_and_a_rest():
     starts, lengths = cut_documents(np.array([3, 5, 5, 15, 23]), 4)
     assert starts.tolist() == [3, 5, 9, 13, 15, 19]
