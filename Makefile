@@ -3,8 +3,8 @@ PYTHON ?= $(shell for python in python3.11 python3; do $$python -c '' 2>/dev/nul
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints-3.11.txt)
-# Test processes: make test WORKERS=4 on a larger machine.
-WORKERS ?= 0
+# Test processes: make test WORKERS=4 on a larger machine, WORKERS=0 for one that can be debugged.
+WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 

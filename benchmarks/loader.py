@@ -48,7 +48,14 @@ def make_shards(directory: Path, tokens: int, sequence_length: int) -> None:
         while written < tokens:
             ids = random.integers(0, BOS, max(2, int(random.lognormal(6.3, 1.1))))
             ids[0], ids[-1] = BOS, EOS
-            origin = {"record_id": f"{row:032x}", "source": "web", "file": "random", "row": row, "url": None}
+            origin = {
+                "record_id": f"{row:032x}",
+                "source": "web",
+                "file": "random",
+                "row": row,
+                "url": None,
+                "language": None,
+            }
             writer.add(ids, origin | {"first_words": ""})
             written, row = written + len(ids), row + 1
     (directory / "tokenizer").mkdir()

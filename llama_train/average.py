@@ -20,7 +20,7 @@ from llama_train.checkpoint.load import load_model, open_weights
 from llama_train.checkpoint.restore import WEIGHTS, Checkpoint, WeightSource, pieces
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import DataConfig, ModelConfig
-from llama_train.data.batches import validation_micro_batches
+from llama_train.data.batches import check_validation, validation_micro_batches
 from llama_train.engine.engine import Chunk
 from llama_train.model.names import parameter_shapes
 
@@ -146,8 +146,8 @@ def validation_loss(path: Path | str, config: EvaluateConfig, data: DataConfig) 
             f"{model_config.vocab_size}; use the shards of its own tokenizer"
         )
     with torch.inference_mode():
-        for batch in range(config.batches):
-            for part in validation_micro_batches(root, data, batch, 0, 1, 1):
+        for source in root.sources("validation"):
+            for part in validation_micro_batches(root, data, source, config.batches, 0, 1, 1):
                 ids = None if part.document_ids is None else part.document_ids.to(device)
                 loss_sum, count = model(part.tokens.to(device), part.labels.to(device), ids, part.positions.to(device))
                 loss, tokens = loss + float(loss_sum), tokens + int(count)
@@ -218,9 +218,7 @@ def _evaluation_data(config: EvaluateConfig, newest: WeightSource) -> DataConfig
     data = compose.to_object(OmegaConf.create(trained), DataConfig) if trained else DataConfig()
     length = config.sequence_length or (data.sequence_length if trained else newest.model_config().context)
     data = dataclasses.replace(data, shards=config.shards, sequence_length=length, batch_size=config.batch_size)
-    root = open_root(data.shards)
-    for batch in (0, config.batches - 1):  # refused before anything is written
-        validation_micro_batches(root, data, batch, 0, 1, 1)
+    check_validation(open_root(data.shards), data, config.batches)  # refused before anything is written
     return data
 
 

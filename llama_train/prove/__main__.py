@@ -17,9 +17,9 @@ from rich.table import Table
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
 from llama_train.config import ActivationCheckpointing, AttentionName, Float8, Packing, TrainConfig
-from llama_train.prove.faults import FAULTS
 from llama_train.prove.harness import BATCH_SIZE, Case, Outcome, compare, make_shards, run_case
 from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS, shrink
+from llama_train.prove.stretch import FAULTS
 
 
 @dataclass

@@ -4,8 +4,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from llama_train.distributed import World
 from llama_train.engine.engine import Engine
-
-FAULTS = ("gradient_scale",)
+from llama_train.prove.stretch import FAULTS
 
 
 def plant(fault: str | None, engine: Engine, world: World) -> None:

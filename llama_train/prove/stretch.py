@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+FAULTS = ("gradient_scale",)
+"""Faults that can be planted on purpose; `faults.plant` says what they break."""
+
 TIMEOUT_SECONDS = 120.0
 
 

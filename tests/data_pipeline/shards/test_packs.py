@@ -29,7 +29,14 @@ def write_shards(directory: Path, lengths, max_shard_bytes=1000) -> ShardSet:
     token = 0
     with ShardSetWriter(directory, "f" * 64, 60000, max_shard_bytes) as shards:
         for row, length in enumerate(lengths):
-            origin = {"record_id": f"{row:032x}", "source": "web", "file": "a", "row": row, "url": None}
+            origin = {
+                "record_id": f"{row:032x}",
+                "source": "web",
+                "file": "a",
+                "row": row,
+                "url": None,
+                "language": None,
+            }
             shards.add(np.arange(token, token + length), origin | {"first_words": ""})
             token += length
     return ShardSet(directory)
