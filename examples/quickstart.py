@@ -93,7 +93,7 @@ def steps(run: Path, processes: int, corpus: str = CORPUS, extra: tuple[str, ...
         Step(
             "6-inspect",
             f"Which documents did step {INSPECTED_STEP} see?",
-            [*python, "llama_train.inspect", f"run={run}", f"step={INSPECTED_STEP}"],
+            [*python, "llama_train.inspect", f"run={run}", f"step={INSPECTED_STEP}", "limit=5"],
         ),
     ]
 
