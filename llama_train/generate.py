@@ -80,7 +80,7 @@ def continue_texts(model: Opened, prompts: list[str], config: GenerateConfig) ->
     encoded = [[tokenizer.bos_id, *ids.tolist()] for ids in tokenizer.encode_batch(prompts)]
     for number, ids in enumerate(encoded):
         _check_fits(len(ids), config.max_new_tokens, model.config.context, number if len(prompts) > 1 else None)
-    stop_ids = (tokenizer.eos_id,) if config.stop_ids is None else tuple(config.stop_ids)
+    stop_ids = tokenizer.end_of_text_ids if config.stop_ids is None else tuple(config.stop_ids)
     rows = [
         Row(ids, config.max_new_tokens, config.temperature, config.top_p, config.seed + number, stop_ids)
         for number, ids in enumerate(encoded)

@@ -100,7 +100,7 @@ class Scorer:
                     request.temperature,
                     request.top_p,
                     request.seed,
-                    (self.tokenizer.eos_id,),
+                    self.tokenizer.end_of_text_ids,
                     self._stop_at(request.until),
                 )
             )
