@@ -104,10 +104,10 @@ class Run:
             self.step, self.tokens, self.logger_ids = state["step"], state["tokens"], state["logger_ids"]
             self._saved = self.step
         elif self.config.checkpoint.init_from is not None:
-            source = Path(self.config.checkpoint.init_from)
-            engine.load_chunks(
-                restore(open_weights(source, group=self.world.background), engine.chunks(optimizer=False))
-            )
+            source = open_weights(Path(self.config.checkpoint.init_from), group=self.world.background)
+            made_with = source.state.get("tokenizer") if isinstance(source, Checkpoint) else None
+            check_vocabulary(self.shards, self.config.model.vocab_size, made_with)
+            engine.load_chunks(restore(source, engine.chunks(optimizer=False)))
 
     def save(self, engine: Engine, order: TokenOrder, logger_ids: dict[str, str]) -> None:
         """Write the checkpoint of the present step, unless that was the last thing this run did."""

@@ -199,6 +199,22 @@ def test_a_second_run_in_the_same_directory_is_refused(tiny: list[str], tmp_path
         train_here(tiny)
 
 
+def save_weights(directory: Path, weights: dict[str, torch.Tensor], state: dict) -> None:
+    store = CheckpointStore(directory, None, keep_last=1, keep_every=0, asynchronous=False)
+    store.save(2, (Chunk(name, tuple(t.shape), (0,) * t.dim(), t) for name, t in weights.items()), state)
+
+
+def test_weights_of_another_tokenizer_are_refused(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train_here([*tiny, "name=good", "steps=1"])
+    good = open_checkpoint(tmp_path / "good")
+    weights = {name: tensor for name, tensor in tensors(good).items() if name.startswith("weights/")}
+    save_weights(tmp_path / "foreign", weights, good.state | {"tokenizer": "another"})
+    error = refusal([*tiny, f"checkpoint.init_from={tmp_path / 'foreign'}"], capsys)
+    assert "made by tokenizer proof, but the weights were trained with tokenizer another" in error
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_documents_named(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -206,9 +222,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_documents_named(
     good = open_checkpoint(tmp_path / "good")
     weights = {name: tensor for name, tensor in tensors(good).items() if name.startswith("weights/")}
     weights["weights/model.norm.weight"][3] = math.nan
-    store = CheckpointStore(tmp_path / "poisoned", None, keep_last=1, keep_every=0, asynchronous=False)
-    chunks = (Chunk(name, tuple(t.shape), (0,) * t.dim(), t) for name, t in weights.items())
-    store.save(2, chunks, good.state)
+    save_weights(tmp_path / "poisoned", weights, good.state)
     error = refusal([*tiny, f"checkpoint.init_from={tmp_path / 'poisoned'}"], capsys)
     assert "step 1: loss=nan" in error
     assert re.search(r"(even|odd): random, row \d+", error)
