@@ -45,8 +45,9 @@ _HYDRA_SETTINGS = {
     "hydra.output_subdir": "null",
     "hydra.sweep.dir": "multirun",
     "hydra.sweep.subdir": ".",
-    "hydra/job_logging": "disabled",
-    "hydra/hydra_logging": "disabled",
+    # "none" leaves Python's logging alone; "disabled" would silence our own warnings too
+    "hydra/job_logging": "none",
+    "hydra/hydra_logging": "none",
 }
 
 

@@ -1,3 +1,4 @@
+import logging
 import re
 import shlex
 import sys
@@ -233,6 +234,13 @@ def test_cfg_job_prints_the_composed_configuration_and_runs_nothing(toy, monkeyp
     assert (status, seen) == (0, [])
     assert (printed["model"]["hidden_size"], printed["rate"], printed["name"]) == (8, 0.5, "runs-x")
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_hydras_flags_leave_our_warnings_alone(toy, monkeypatch, capsys, caplog) -> None:
+    logger = logging.getLogger("llama_train.something")
+    run(monkeypatch, "--multirun", "rate=1,2")
+    logger.warning("falling back")
+    assert [record.getMessage() for record in caplog.records] == ["falling back"]
 
 
 def test_multirun_gives_every_job_its_own_name_made_of_what_is_swept(toy, monkeypatch) -> None:
