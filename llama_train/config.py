@@ -236,7 +236,7 @@ class EngineConfig:
 
     name: EngineName = EngineName.native
     precision: Precision = Precision.fp32
-    attention: AttentionName = AttentionName.auto
+    attention: AttentionName = AttentionName.sdpa  # not auto before the kernels of CUDA have been run and compared
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     activation_checkpointing_every: int = 2  # every_n: every this many blocks
     loss_chunk: int = 2048  # tokens whose logits are held at once for the loss; 0: all
