@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import subprocess
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -118,9 +117,8 @@ def test_any_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
     assert round_trip(tokenizer, text) == text
 
 
-def test_every_assigned_character_and_some_of_all_others_round_trip(tokenizer: Tokenizer) -> None:
-    assigned = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cn", "Co", "Cs")]
-    everything = assigned + [chr(c) for c in range(0, 0x110000, 31) if not 0xD800 <= c <= 0xDFFF]
+def test_every_code_point_round_trips(tokenizer: Tokenizer) -> None:
+    everything = [chr(c) for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]
     lines = ["".join(everything[start : start + 64]) for start in range(0, len(everything), 64)]
     texts = [*lines, "\u2581", " \u2581 ", "x\u2581y"]
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)] == texts
