@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from data_pipeline.dedup.exact import ExactDedup
+from data_pipeline.dedup.survivors import KeepOrder, Prefer
+from data_pipeline.dedup.url import UrlDedup
 from data_pipeline.filters.c4 import C4
 from data_pipeline.filters.fineweb import FineWeb
 from data_pipeline.filters.gopher_quality import GopherQuality
@@ -57,6 +59,7 @@ class PipelineConfig:
     gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
     c4: C4 = field(default_factory=C4)
     fineweb: FineWeb = field(default_factory=FineWeb)
+    url_dedup: UrlDedup = field(default_factory=UrlDedup)
     exact_dedup: ExactDedup = field(default_factory=ExactDedup)
 
     def check(self) -> None:
@@ -74,6 +77,13 @@ class PipelineConfig:
                 raise ConfigError(
                     f"pipeline.gopher_repetition.{setting} has {len(limits)} numbers; it needs {len(sizes)}, "
                     f"for n-grams of {', '.join(map(str, sizes))} words"
+                )
+        for name in self.stages:
+            order = getattr(self, name)
+            if isinstance(order, KeepOrder) and (order.prefer is Prefer.best_score) != (order.score is not None):
+                raise ConfigError(
+                    f"pipeline.{name}.prefer={order.prefer.value} and pipeline.{name}.score={order.score}: "
+                    "prefer=best_score needs a score, <stage>.<score>, and nothing else does"
                 )
         if self.c4.min_sentences < 0:
             raise ConfigError(f"pipeline.c4.min_sentences={self.c4.min_sentences} must be at least 0")

@@ -8,11 +8,15 @@ import re
 import struct
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+
+if TYPE_CHECKING:
+    from data_pipeline.filters.measure import Measurement
 
 SCHEMA = pa.schema(
     [
@@ -23,10 +27,23 @@ SCHEMA = pa.schema(
         pa.field("url", pa.string()),
         pa.field("date", pa.string()),
         pa.field("language", pa.string()),
+        pa.field("content_type", pa.string()),
+        pa.field("license", pa.string()),
+        pa.field("opt_out", pa.string()),
+        pa.field("published", pa.bool_(), nullable=False),
+        pa.field("cluster", pa.binary(16)),
+        pa.field("copies", pa.int64(), nullable=False),
         pa.field("text", pa.large_string(), nullable=False),
     ]
 )
-"""`row` counts from 0: line of a JSONL file (blank lines count), row of a Parquet file."""
+"""
+row           counts from 0: line of a JSONL file (blank lines count), row of a Parquet file, byte of a WARC record
+content_type  text/html until `extract` has made text of it
+license, opt_out  as the record states them
+published     the document is in shards that are already out: it wins over its copies, and is not written again
+cluster       record id that stands for a cluster of (near-)copies; null: none were found
+copies        how many documents of the input this one stands for, itself included
+"""
 
 UNSPACED_SHARE = 0.1
 """Words are not marked by spaces in a text of which more than this share of characters is in `_UNSPACED`."""
@@ -134,20 +151,22 @@ class Documents:
         views = self._views and [view for view, kept in zip(self._views, keep, strict=True) if kept]
         return Documents(self.batch.filter(pa.array(keep)), views)
 
-    def with_texts(self, edited: dict[int, str]) -> "Documents":
-        """Return the same records with the texts of some rows replaced."""
-        if not edited:
-            return self
-        views = list(self.views)
-        for row, text in edited.items():
-            views[row] = TextView(text, views[row].language)
-        texts = pa.array([view.text for view in views], pa.large_string())
-        index = self.batch.schema.get_field_index("text")
-        return Documents(self.batch.set_column(index, SCHEMA.field("text"), texts), views)
-
-    def with_scores(self, scores: dict[str, list[float | None]]) -> "Documents":
-        """Return the same records with one column more per score."""
+    def with_columns(self, columns: dict[str, pa.Array]) -> "Documents":
+        """Return the same records with some columns replaced or, where they are new, added."""
         batch = self.batch
-        for name, values in scores.items():
-            batch = batch.append_column(name, pa.array(values, pa.float32()))
-        return Documents(batch, self._views)
+        for name, values in columns.items():
+            index = batch.schema.get_field_index(name)
+            if index >= 0:
+                batch = batch.set_column(index, batch.schema.field(index), values)
+            else:
+                batch = batch.append_column(name, values)
+        return Documents(batch, None if columns.keys() & {"text", "language"} else self._views)
+
+    def with_measurement(self, stage: str, measurement: "Measurement") -> "Documents":
+        """Return the same records as a stage left them: edited, with its scores as columns `<stage>.<score>`."""
+        scores = {
+            f"{stage}.{name}": pa.array(values, pa.float32(), from_pandas=True)  # NaN becomes null
+            for name, values in measurement.scores.items()
+        }
+        edits = {} if measurement.texts is None else {"text": measurement.texts}
+        return self.with_columns({**scores, **measurement.columns, **edits})

@@ -9,19 +9,19 @@ import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from rich.console import Console
 
 from data_pipeline import phases, write
+from data_pipeline.chain import Chain, all_blocks, block_label, make_tasks
 from data_pipeline.config import RUNTIME_SETTINGS, DataPipelineConfig, flatten
 from data_pipeline.engines.local import LocalEngine
-from data_pipeline.engines.work import Block, Commit, Task, group_blocks, read_block, run_phase, total_statistics
+from data_pipeline.engines.work import Block, group_blocks, read_block, run_phase, total_statistics
 from data_pipeline.read import plan
 from data_pipeline.read.rows import NAME as READ
 from data_pipeline.read.rows import VERSION as READ_VERSION
@@ -34,9 +34,6 @@ from data_pipeline.stages import STAGES, GlobalStage
 from data_pipeline.tokenize import load_tokenizer
 from llama_foundation.errors import ConfigError, DataError, RunError
 from llama_foundation.files import publish, publish_json
-
-ROWS_PER_BUCKET = 1_000_000
-"""A global stage holds the keys of about this many documents per worker."""
 
 
 def run(config: DataPipelineConfig) -> int:
@@ -71,11 +68,9 @@ class Pipeline:
     def __init__(self, config: DataPipelineConfig, output: Path, engine: LocalEngine, console: Console) -> None:
         self.config = config
         self.output = output
-        self.engine = engine
-        self.console = console
+        self.chain = Chain(output / ".work", engine, console, config.seed)
         self.tokenizer: dict[str, Any] = {}
         self.shard_sets: dict[str, list[str]] = {}  # split -> sources
-        self._fingerprint = ""
 
     def run(self, files: list[plan.InputFile]) -> list[StageStatistics]:
         """Run all phases; return the statistics of every stage in order."""
@@ -83,7 +78,11 @@ class Pipeline:
         stages = self.config.pipeline.stages
         for is_global, names in groupby(stages, lambda name: isinstance(STAGES[name], GlobalStage)):
             for group in [[name] for name in names] if is_global else [list(names)]:
-                blocks, counted = self._global(group[0], blocks) if is_global else self._local(group, blocks)
+                if is_global:
+                    stage = STAGES[group[0]]
+                    blocks, counted = stage.run(self.chain, blocks, getattr(self.config.pipeline, stage.name))
+                else:
+                    blocks, counted = self._local(group, blocks)
                 statistics += counted
         return statistics + (self._shards(blocks) if blocks else [StageStatistics(write.NAME)])
 
@@ -92,52 +91,37 @@ class Pipeline:
         pieces = plan.cut(files, self.config.partition_bytes, settings)
         inputs = [asdict(settings), [asdict(file) for file in files], self.config.partition_bytes, self.config.seed]
         uncounted = [piece for piece in pieces if plan.needs_line_count(piece)]
-        commits = self._phase("lines", inputs, phases.count_lines_task, uncounted, lambda piece: piece.label)
+        commits = self.chain.phase("lines", inputs, phases.count_lines_task, uncounted, lambda piece: piece.label)
         lines = {piece: commit.notes["lines"] for piece, commit in zip(uncounted, commits, strict=True)}
         pieces = plan.number_rows(pieces, lines)
         payloads = [(piece, settings, self.config.partition_bytes, self.config.seed) for piece in pieces]
-        commits = self._phase(READ, READ_VERSION, phases.read_task, payloads, lambda payload: payload[0].label)
+        commits = self.chain.phase(READ, READ_VERSION, phases.read_task, payloads, lambda payload: payload[0].label)
         phases.check_columns([commit.notes for commit in commits], settings)
         statistics = total_statistics(commits, [READ])
         if not statistics[0].seen:
             raise DataError(f"input.paths={self.config.input.paths}: the files hold no records")
-        return _blocks(commits), statistics
+        return all_blocks(commits), statistics
 
     def _local(self, names: list[str], blocks: list[Block]) -> tuple[list[Block], list[StageStatistics]]:
         stages = [(name, getattr(self.config.pipeline, name)) for name in names]
-        inputs = [(name, STAGES[name].version, asdict(settings)) for name, settings in stages]
+        inputs = [(name, STAGES[name].version, flatten(settings)) for name, settings in stages]
         payloads = [(block, stages, self.config.seed) for block in blocks]
-        commits = self._phase("+".join(names), inputs, phases.local_task, payloads, _block_label)
-        return _blocks(commits), total_statistics(commits, names)
-
-    def _global(self, name: str, blocks: list[Block]) -> tuple[list[Block], list[StageStatistics]]:
-        settings = getattr(self.config.pipeline, name)
-        buckets = 1 + sum(block.rows for block in blocks) // ROWS_PER_BUCKET
-        inputs = [STAGES[name].version, asdict(settings), buckets]
-        payloads = [(block, number, name, settings, buckets) for number, block in enumerate(blocks)]
-        commits = self._phase(f"{name}.keys", inputs, phases.keys_task, payloads, _block_label)
-        grouped = sorted(group_blocks(commits).items())
-        decided = self._phase(
-            f"{name}.survivors", None, phases.losers_task, [(name, *each) for each in grouped], lambda each: each[1]
-        )
-        losers = group_blocks(decided)
-        payloads = [(block, name, losers.get(str(number), []), self.config.seed) for number, block in enumerate(blocks)]
-        commits = self._phase(name, None, phases.drop_task, payloads, _block_label)
-        return _blocks(commits), total_statistics([*commits, *decided], [name])
+        commits = self.chain.phase("+".join(names), inputs, phases.local_task, payloads, block_label)
+        return all_blocks(commits), total_statistics(commits, names)
 
     def _shards(self, blocks: list[Block]) -> list[StageStatistics]:
         config = self.config
-        commits = self._phase(
-            "index", write.INDEX_VERSION, write.index_task, [(block, config.seed) for block in blocks], _block_label
+        commits = self.chain.phase(
+            "index", write.INDEX_VERSION, write.index_task, [(block, config.seed) for block in blocks], block_label
         )
-        limit = validation_limit(map(read_block, _blocks(commits)), config.validation.fraction)
-        path = self._tokenizer_path(blocks, _blocks(commits), limit)
+        limit = validation_limit(map(read_block, all_blocks(commits)), config.validation.fraction)
+        path = self._tokenizer_path(blocks, all_blocks(commits), limit)
         tokenizer = load_tokenizer(path)
         payloads = [
             write.Encoding(block, str(tokenizer.path), tokenizer.fingerprint, limit, config.seed) for block in blocks
         ]
         inputs = [write.VERSION, tokenizer.fingerprint, limit]
-        encoded = self._phase("encode", inputs, write.encode_task, payloads, lambda each: each.block.path)
+        encoded = self.chain.phase("encode", inputs, write.encode_task, payloads, lambda each: each.block.path)
         self._write(group_blocks(encoded), tokenizer)
         return total_statistics(encoded, [write.NAME])
 
@@ -148,11 +132,13 @@ class Pipeline:
         shares = sample_shares(map(read_block, indexes), limit, training.sample_bytes, training.source_weights)
         samples = [write.Sample(block, shares, limit, seed) for block in blocks]
         inputs = [{source: asdict(share) for source, share in shares.items()}, limit]
-        commits = self._phase("sample", inputs, write.sample_task, samples, lambda each: each.block.path)
-        payload = write.Training(tuple(_blocks(commits)), training)
+        commits = self.chain.phase("sample", inputs, write.sample_task, samples, lambda each: each.block.path)
+        payload = write.Training(tuple(all_blocks(commits)), training)
         inputs = [write.VERSION, flatten(training)]
-        trained = self._phase("tokenizer", inputs, write.tokenizer_task, [payload], lambda _: "training the tokenizer")
-        path = self._folder("tokenizer") / "tokenizer.model"
+        trained = self.chain.phase(
+            "tokenizer", inputs, write.tokenizer_task, [payload], lambda _: "training the tokenizer"
+        )
+        path = self.chain.folder("tokenizer") / "tokenizer.model"
         if load_tokenizer(path).fingerprint != trained[0].notes["fingerprint"]:
             raise DataError(f"{path} is not what was trained; delete its folder and run the same command again")
         return path
@@ -168,8 +154,8 @@ class Pipeline:
             )
             for group, blocks in sorted(groups.items())
         ]
-        self._next("write", [write.VERSION, self.config.max_shard_bytes])
-        folder = self._folder("write")
+        self.chain.advance("write", [write.VERSION, self.config.max_shard_bytes])
+        folder = self.chain.folder("write")
         for stale in folder.parent.glob("write-*"):
             if stale != folder:  # its shards are about to be replaced
                 shutil.rmtree(stale)
@@ -177,12 +163,12 @@ class Pipeline:
             for found in (self.output / split).glob("*"):
                 if f"{split}/{found.name}" not in groups:
                     shutil.rmtree(found)
-        tasks = _tasks(payloads, lambda each: each.directory)
+        tasks = make_tasks(payloads, lambda each: each.directory)
         for task in tasks:
             if not (Path(task.payload.directory) / "manifest.json").exists():
                 (folder / f"{task.name}.json").unlink(missing_ok=True)
-        with show.phase(self.console, "write", len(tasks)) as done:
-            run_phase(self.engine, folder, write.write_task, tasks, done)
+        with show.phase(self.chain.console, "write", len(tasks)) as done:
+            run_phase(self.chain.engine, folder, write.write_task, tasks, done)
         for stale in (self.output / "tokenizer").glob("tokenizer.*"):
             stale.unlink()
         with publish(self.output / "tokenizer" / tokenizer.file_name) as file:
@@ -198,36 +184,6 @@ class Pipeline:
             split, source = group.split("/")
             self.shard_sets.setdefault(split, []).append(source)
         assert TRAIN in self.shard_sets
-
-    def _phase(
-        self, name: str, inputs: Any, function: Callable, payloads: list[Any], label: Callable[[Any], str]
-    ) -> list[Commit]:
-        self._next(name, inputs)
-        if not payloads:
-            return []
-        tasks = _tasks(payloads, label)
-        with show.phase(self.console, name, len(tasks)) as done:
-            return run_phase(self.engine, self._folder(name), function, tasks, done)
-
-    def _next(self, name: str, inputs: Any) -> None:
-        """Chain the fingerprint: it covers this phase's inputs and all phases before it."""
-        value = json.dumps([self._fingerprint, name, inputs], sort_keys=True)
-        self._fingerprint = xxhash.xxh3_128_hexdigest(value.encode())
-
-    def _folder(self, name: str) -> Path:
-        return self.output / ".work" / f"{name}-{self._fingerprint[:16]}"
-
-
-def _tasks(payloads: list[Any], label: Callable[[Any], str]) -> list[Task]:
-    return [Task(f"{number:06d}", label(payload), payload) for number, payload in enumerate(payloads)]
-
-
-def _blocks(commits: list[Commit]) -> list[Block]:
-    return [block for commit in commits for block in commit.blocks]
-
-
-def _block_label(payload: tuple) -> str:
-    return payload[0].path
 
 
 def _describe(config: DataPipelineConfig, files: list[plan.InputFile]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 
 from data_pipeline.document import Documents, TextView
-from data_pipeline.filters.verdict import Judgement, Verdict, judge_each
+from data_pipeline.filters.measure import Measurement, Rule
+from data_pipeline.filters.verdict import Verdict, measure_each
 
 NAME = "c4"
 VERSION = 1
@@ -39,9 +40,14 @@ class C4:
     min_sentences: int = 3
 
 
-def judge(documents: Documents, settings: C4) -> Judgement:
-    """Judge a batch."""
-    return judge_each(documents, SCORES, lambda view: judge_one(view, settings))
+def measure(documents: Documents, settings: C4) -> Measurement:
+    """Measure a batch."""
+    return measure_each(documents, SCORES, lambda view: judge_one(view, settings))
+
+
+def rules(settings: C4) -> list[Rule]:
+    """Return the thresholds."""
+    return []
 
 
 def judge_one(view: TextView, settings: C4) -> Verdict:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from data_pipeline.document import Documents, TextView
 from data_pipeline.filters.gopher_repetition import duplicate_shares
-from data_pipeline.filters.verdict import Judgement, Verdict, judge_each
+from data_pipeline.filters.measure import Measurement, Rule
+from data_pipeline.filters.verdict import Verdict, measure_each
 
 NAME = "fineweb"
 VERSION = 1
@@ -33,9 +34,14 @@ class FineWeb:
     max_newlines: float = 0.3  # newlines per word
 
 
-def judge(documents: Documents, settings: FineWeb) -> Judgement:
-    """Judge a batch."""
-    return judge_each(documents, SCORES, lambda view: judge_one(view, settings))
+def measure(documents: Documents, settings: FineWeb) -> Measurement:
+    """Measure a batch."""
+    return measure_each(documents, SCORES, lambda view: judge_one(view, settings))
+
+
+def rules(settings: FineWeb) -> list[Rule]:
+    """Return the thresholds."""
+    return []
 
 
 def judge_one(view: TextView, settings: FineWeb) -> Verdict:

@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass, field
 
 from data_pipeline.document import Documents, TextView
-from data_pipeline.filters.verdict import Judgement, Verdict, judge_each
+from data_pipeline.filters.measure import Measurement, Rule
+from data_pipeline.filters.verdict import Verdict, measure_each
 
 NAME = "gopher_quality"
 VERSION = 1
@@ -50,9 +51,14 @@ class GopherQuality:
     stop_word_languages: list[str] = field(default_factory=lambda: ["en"])
 
 
-def judge(documents: Documents, settings: GopherQuality) -> Judgement:
-    """Judge a batch."""
-    return judge_each(documents, SCORES, lambda view: judge_one(view, settings))
+def measure(documents: Documents, settings: GopherQuality) -> Measurement:
+    """Measure a batch."""
+    return measure_each(documents, SCORES, lambda view: judge_one(view, settings))
+
+
+def rules(settings: GopherQuality) -> list[Rule]:
+    """Return the thresholds."""
+    return []
 
 
 def judge_one(view: TextView, settings: GopherQuality) -> Verdict:

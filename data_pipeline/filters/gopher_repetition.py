@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.document import Documents, TextView
-from data_pipeline.filters.verdict import Judgement, Verdict, judge_each
+from data_pipeline.filters.measure import Measurement, Rule
+from data_pipeline.filters.verdict import Verdict, measure_each
 
 NAME = "gopher_repetition"
 VERSION = 1
@@ -44,9 +45,14 @@ class GopherRepetition:
     )
 
 
-def judge(documents: Documents, settings: GopherRepetition) -> Judgement:
-    """Judge a batch."""
-    return judge_each(documents, SCORES, lambda view: judge_one(view, settings))
+def measure(documents: Documents, settings: GopherRepetition) -> Measurement:
+    """Measure a batch."""
+    return measure_each(documents, SCORES, lambda view: judge_one(view, settings))
+
+
+def rules(settings: GopherRepetition) -> list[Rule]:
+    """Return the thresholds."""
+    return []
 
 
 def judge_one(view: TextView, settings: GopherRepetition) -> Verdict:

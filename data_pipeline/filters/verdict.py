@@ -4,7 +4,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+import pyarrow as pa
+
 from data_pipeline.document import Documents, TextView
+from data_pipeline.filters.measure import Measurement
 
 
 @dataclass
@@ -33,28 +37,23 @@ class Verdict:
         self.removed_lines[f"{self.filter}.{reason}"] += 1
 
 
-@dataclass
-class Judgement:
-    """The verdicts on a batch, row by row."""
-
-    reasons: list[str | None]
-    texts: dict[int, str] = field(default_factory=dict)  # row -> new text
-    scores: dict[str, list[float | None]] = field(default_factory=dict)
-    abstained: Counter[str] = field(default_factory=Counter)  # rule -> documents
-    removed_lines: Counter[str] = field(default_factory=Counter)  # rule -> lines
-
-
-def judge_each(documents: Documents, scores: list[str], judge: Callable[[TextView], Verdict]) -> Judgement:
-    """Judge a batch document by document; `scores` are the columns it gets, the same for every batch."""
-    judgement = Judgement(reasons=[], scores={name: [] for name in scores})
+def measure_each(documents: Documents, scores: list[str], judge: Callable[[TextView], Verdict]) -> Measurement:
+    """Measure a batch document by document; `scores` are the columns it gets, the same for every batch."""
+    measurement = Measurement({name.split(".", 1)[1]: np.full(len(documents), np.nan) for name in scores})
+    texts = [view.text for view in documents.views]
+    edited = False
     for row, view in enumerate(documents.views):
         verdict = judge(view)
-        judgement.reasons.append(verdict.reason)
-        judgement.abstained.update(verdict.abstained)
-        judgement.removed_lines.update(verdict.removed_lines)
+        if verdict.reason:
+            reason = verdict.reason.split(".", 1)[1]
+            measurement.drops.setdefault(reason, np.zeros(len(documents), bool))[row] = True
+        for name, value in verdict.scores.items():
+            measurement.scores[name.split(".", 1)[1]][row] = value
+        for name, count in verdict.removed_lines.items():
+            short = name.split(".", 1)[1]
+            measurement.counts[short] = measurement.counts.get(short, 0) + count
         if verdict.text is not None:
-            judgement.texts[row] = verdict.text
-        assert verdict.scores.keys() <= judgement.scores.keys()
-        for name, column in judgement.scores.items():
-            column.append(verdict.scores.get(name))
-    return judgement
+            texts[row], edited = verdict.text, True
+    if edited:
+        measurement.texts = pa.array(texts, pa.large_string())
+    return measurement

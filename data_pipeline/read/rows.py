@@ -109,9 +109,20 @@ class Rows:
             source = source_name(_decoded(values["source"], "source_is_not_a_string"))
         url, date, language = (_plain(values[role]) for role in ("url", "date", "language"))
         size = len(text.encode())
-        document = (record_id(source, self.file, row, url, date), source, self.file, row, url, date, language, text)
-        for name, value in zip(SCHEMA.names, document, strict=True):
-            self._waiting[name].append(value)
+        document = {
+            "record_id": record_id(source, self.file, row, url, date),
+            "source": source,
+            "file": self.file,
+            "row": row,
+            "url": url,
+            "date": date,
+            "language": language,
+            "published": False,
+            "copies": 1,
+            "text": text,
+        }
+        for name in SCHEMA.names:
+            self._waiting[name].append(document.get(name))
         self.statistics.count(self.statistics.seen, source, language, size)
         self.statistics.count(self.statistics.kept, source, language, size)
         self.bytes += size

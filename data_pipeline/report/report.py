@@ -60,7 +60,7 @@ def _stage(stage: StageStatistics) -> dict[str, Any]:
         "dropped": dropped,
         "edited_bytes": seen[1] - sum(tally[1] for tally in stage.reasons().values()) - kept[1],
         "abstained": sorted(stage.abstained.items(), key=lambda item: (-item[1], item[0])),
-        "removed_lines": sorted(stage.removed_lines.items(), key=lambda item: (-item[1], item[0])),
+        "edits": sorted(stage.edits.items(), key=lambda item: (-item[1], item[0])),
         "clusters": sorted((int(size), count) for size, count in stage.cluster_sizes.items()),
         "seconds": seconds,
         "speed": seen[1] / 1e6 / seconds if seconds else None,

@@ -25,7 +25,7 @@ class StageStatistics:
     kept: Tallies = field(default_factory=dict)  # source -> language -> tally, bytes after edits
     dropped: Tallies = field(default_factory=dict)  # source -> reason -> tally
     abstained: dict[str, int] = field(default_factory=dict)  # rule -> documents
-    removed_lines: dict[str, int] = field(default_factory=dict)  # rule -> lines
+    edits: dict[str, int] = field(default_factory=dict)  # what was edited, by rule: lines removed, numbers masked
     cluster_sizes: dict[str, int] = field(default_factory=dict)  # copies of one text -> clusters
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> split -> tokens
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # reason -> smallest hashes first
@@ -57,7 +57,7 @@ class StageStatistics:
                     self.count(mine, source, key, size, documents)
         for mine, theirs in (
             (self.abstained, other.abstained),
-            (self.removed_lines, other.removed_lines),
+            (self.edits, other.edits),
             (self.cluster_sizes, other.cluster_sizes),
         ):
             add(mine, theirs)

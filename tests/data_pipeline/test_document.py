@@ -3,15 +3,9 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from data_pipeline.document import SCHEMA, Documents, TextView, keyed_hashes, record_id
-
-
-def documents(texts):
-    rows = [record_id("s", "f", row, None, None) for row in range(len(texts))]
-    columns = [rows, ["s"] * len(rows), ["f"] * len(rows), range(len(rows))]
-    columns += [[None] * len(rows)] * 3 + [texts]
-    arrays = [pa.array(list(values), field.type) for values, field in zip(columns, SCHEMA, strict=True)]
-    return Documents(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+from data_pipeline.document import SCHEMA, TextView, keyed_hashes, record_id
+from data_pipeline.filters.measure import Measurement
+from tests.data_pipeline.conftest import make_documents
 
 
 def test_record_ids_depend_on_every_field_and_on_where_one_ends():
@@ -62,14 +56,14 @@ def test_scripts_without_spaces_are_noticed(text, spaced):
 
 
 def test_views_follow_their_rows_through_selection_and_edits():
-    batch = documents(["a b", "c", "d e f"])
+    batch = make_documents([{"text": "a b"}, {"text": "c"}, {"text": "d e f"}])
     first = batch.views[2]
     kept = batch.select(np.array([False, True, True]))
     assert kept.views[1] is first
-    edited = kept.with_texts({0: "new words here"})
+    texts = pa.array(["new words here", "d e f"], pa.large_string())
+    edited = kept.with_measurement("x", Measurement({"y": np.array([0.5, np.nan])}, texts))
     assert edited.batch["text"].to_pylist() == ["new words here", "d e f"]
     assert [len(view.words) for view in edited.views] == [3, 3]
     assert edited.batch["record_id"].equals(kept.batch["record_id"])
-    scored = edited.with_scores({"x.y": [0.5, None]})
-    assert scored.batch.schema.names == [*SCHEMA.names, "x.y"]
-    assert scored.batch["x.y"].to_pylist() == [0.5, None]
+    assert edited.batch.schema.names == [*SCHEMA.names, "x.y"]
+    assert edited.batch["x.y"].to_pylist() == [0.5, None]

@@ -18,10 +18,9 @@ def batch(count):
     for row in range(count):
         source, language = generator.choice(["web", "books"]), generator.choice(["en", "de", None])
         text = " ".join(generator.choices(WORDS, k=generator.randrange(1, 12)))
-        rows.append((record_id(source, "f", row, None, None), source, "f", row, None, None, language, text))
-    columns = [
-        pa.array(list(values), field.type) for values, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)
-    ]
+        known = {"source": source, "file": "f", "row": row, "language": language, "text": text}
+        rows.append({"record_id": record_id(source, "f", row, None, None), "published": False, "copies": 1, **known})
+    columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in SCHEMA]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
@@ -87,5 +86,5 @@ def test_an_edit_keeps_the_record_and_counts_what_is_left():
     kept = apply_local(STAGES["c4"], documents, C4(min_sentences=1), statistics, seed=0).batch
     assert kept["text"].to_pylist() == [f"{good}\n{good}", good]
     assert kept["record_id"].equals(rows["record_id"])
-    assert statistics.removed_lines == {"c4.line_without_terminal_punctuation": 1}
+    assert statistics.edits == {"c4.line_without_terminal_punctuation": 1}
     assert total(statistics.seen)[1] - total(statistics.kept)[1] == len("no mark here\n")

@@ -1,0 +1,81 @@
+"""The chain of phases that a run is: each names its folder after everything before it.
+
+A phase is the same function over many payloads, on whatever engine runs. Local stages, global stages, tokenizer and
+shards all add phases to the same chain, so a changed setting redoes what comes after it and nothing before.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from rich.console import Console
+
+from data_pipeline.engines.work import Block, Commit, Task, run_phase
+from data_pipeline.report import console as show
+
+ROWS_PER_BUCKET = 1_000_000
+"""A global stage holds the keys of about this many documents per worker."""
+
+
+class Chain:
+    """Runs phases one after the other in `work`, a folder that survives a kill."""
+
+    def __init__(self, work: Path, engine: Any, console: Console, seed: int) -> None:
+        self.work = work
+        self.engine = engine
+        self.console = console
+        self.seed = seed
+        self._fingerprint = ""
+
+    def phase(
+        self,
+        name: str,
+        inputs: Any,
+        function: Callable[[Path, Task], Commit],
+        payloads: list[Any],
+        label: Callable[[Any], str],
+    ) -> list[Commit]:
+        """Do what is missing of a phase; return one commit per payload, in their order.
+
+        Args:
+            inputs: what the output depends on besides the phases before and the payloads' blocks; as JSON.
+            function: called as function(folder, task) in a worker, with task.payload one of `payloads`.
+            label: what a payload is called in an error.
+        """
+        self.advance(name, inputs)
+        if not payloads:
+            return []
+        tasks = make_tasks(payloads, label)
+        with show.phase(self.console, name, len(tasks)) as done:
+            return run_phase(self.engine, self.folder(name), function, tasks, done)
+
+    def advance(self, name: str, inputs: Any) -> None:
+        """Chain the fingerprint: it covers this phase's inputs and all phases before it."""
+        value = json.dumps([self._fingerprint, name, inputs], sort_keys=True)
+        self._fingerprint = xxhash.xxh3_128_hexdigest(value.encode())
+
+    def folder(self, name: str) -> Path:
+        """Return where the phase that was begun last keeps its files."""
+        return self.work / f"{name}-{self._fingerprint[:16]}"
+
+
+def make_tasks(payloads: list[Any], label: Callable[[Any], str]) -> list[Task]:
+    """Return a task per payload, named by its place."""
+    return [Task(f"{number:06d}", label(payload), payload) for number, payload in enumerate(payloads)]
+
+
+def all_blocks(commits: list[Commit]) -> list[Block]:
+    """Return the blocks of the commits, one behind the other."""
+    return [block for commit in commits for block in commit.blocks]
+
+
+def bucket_count(blocks: list[Block]) -> int:
+    """Return how many buckets the keys of the documents in `blocks` are spread over."""
+    return 1 + sum(block.rows for block in blocks) // ROWS_PER_BUCKET
+
+
+def block_label(payload: tuple) -> str:
+    """Return what an error calls a payload that begins with a block."""
+    return payload[0].path
