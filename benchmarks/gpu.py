@@ -144,7 +144,7 @@ def native_step(row: Row, options: Options) -> Iterator[tuple[Any, Callable[[], 
     from llama_train.engine.build import build_engine
     from llama_train.model.initialize import standard_deviation
     from llama_train.model.names import is_norm
-    from llama_train.parallel.layout import resolve_layout
+    from llama_train.parallel.resolve import resolve_layout
 
     config = train_config(row, options)
     generator = np.random.default_rng(0)
@@ -163,7 +163,7 @@ def native_step(row: Row, options: Options) -> Iterator[tuple[Any, Callable[[], 
         distributed(options.device, dist.HashStore(), 600) as world,
         mock.patch("llama_train.engine.native.initial_values", on_the_device),
     ):
-        engine = build_engine(config, resolve_layout(config.layout, config.data, 1), world.device)
+        engine = build_engine(config, resolve_layout(config, 1), world.device)
         batches = itertools.cycle(
             [[make_micro_batch([window() for _ in range(row.micro_batch_size)], row.documents)] for _ in range(8)]
         )

@@ -71,7 +71,7 @@ def first_step() -> list[tuple[str, float, float]]:
         from llama_train.data.order import TokenOrder
         from llama_train.distributed import distributed
         from llama_train.engine.build import build_engine
-        from llama_train.parallel.layout import resolve_layout
+        from llama_train.parallel.resolve import resolve_layout
         from llama_train.run import Run
 
         done("import trainer")
@@ -81,7 +81,7 @@ def first_step() -> list[tuple[str, float, float]]:
         done("(make shards: no part of a start)")
         with distributed("cpu", dist.HashStore(), 60) as world:
             done("process groups")
-            layout = resolve_layout(config.layout, config.data, 1)
+            layout = resolve_layout(config, 1)
             run = Run(config, world)
             order = TokenOrder(config.data, config.steps, config.seed, run.amendments, run.shards)
             run.check(order)

@@ -34,7 +34,7 @@ from llama_train.observe.observers import Observers
 from llama_train.observe.record import Recorder
 from llama_train.optimizer.adamw import build_adamw
 from llama_train.optimizer.schedule import learning_rate
-from llama_train.parallel.layout import resolve_layout
+from llama_train.parallel.resolve import resolve_layout
 from llama_train.prove.harness import make_shards
 from llama_train.run import Run
 
@@ -143,7 +143,7 @@ def compare_models(config: TrainConfig, rows: int, compiled: bool, loss_chunk: i
 def compare_trainer(config: TrainConfig, rounds: int, repeats: int) -> None:
     """The trainer's loop (order, engine, record, metrics file) against a bare loop over the same model and tokens."""
     with distributed("cpu", dist.HashStore(), 60) as world:
-        layout = resolve_layout(config.layout, config.data, 1)
+        layout = resolve_layout(config, 1)
         run = Run(config, world)
         order = TokenOrder(config.data, config.steps, config.seed, run.amendments, run.shards)
         engine = build_engine(config, layout, world.device)

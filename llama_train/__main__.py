@@ -60,10 +60,10 @@ def _meet() -> dist.Store:
 def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> int:
     """Take the run directory, write the configuration, tell the other ranks, train."""
     from llama_train.parallel.float8 import check_float8
-    from llama_train.parallel.layout import resolve_layout
+    from llama_train.parallel.resolve import resolve_layout
 
     check_float8(config.engine, config.model, config.cluster.device)
-    resolve_layout(config.layout, config.data, size)
+    resolve_layout(config, size)
     directory = Path(config.output) / config.name
     with RunLock(directory):
         _refuse_another_run(directory)

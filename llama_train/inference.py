@@ -24,9 +24,10 @@ from llama_train.checkpoint.load import load_model, open_weights
 from llama_train.checkpoint.restore import WEIGHTS, check_same_tensors, restore
 from llama_train.config import ModelConfig, Precision
 from llama_train.distributed import distributed, environment_rank, meet
-from llama_train.engine.native import local_chunk
 from llama_train.model.llama import Llama
-from llama_train.model.names import canonical_parameters, parameter_shapes
+from llama_train.model.names import parameter_shapes
+from llama_train.parallel.held import held_parameters
+from llama_train.parallel.layout import Layout
 from llama_train.parallel.shard import apply_fsdp
 from llama_train.peers import Peers
 
@@ -110,8 +111,8 @@ def opened(checkpoint: str, tokenizer: str | None, device: str, store: dist.Stor
         mesh = dist.device_mesh.init_device_mesh(world.device.type, (size,), mesh_dim_names=("data_shard",))
         apply_fsdp(model, mesh, Precision.fp32, reshard_after_forward=True)
         model.to_empty(device=world.device)
-        parameters = dict(canonical_parameters(model))
-        targets = [chunk for name, parameter in parameters.items() for chunk in local_chunk(WEIGHTS + name, parameter)]
+        held = held_parameters({0: model}, config, Layout(1, size, world.rank, micro_batch_size=1))
+        targets = [chunk for each in held for chunk in each.chunks(WEIGHTS + each.name, each.parameter)]
         for target, read in zip(targets, restore(source, targets), strict=True):
             target.tensor.copy_(read.tensor)
         yield Opened(model.eval(), config, checked, Peers(world.control))

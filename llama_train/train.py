@@ -20,7 +20,7 @@ from llama_train.observe.inside import Inside
 from llama_train.observe.observers import Observers
 from llama_train.observe.record import Recorder
 from llama_train.optimizer.schedule import learning_rate
-from llama_train.parallel.layout import resolve_layout
+from llama_train.parallel.resolve import resolve_layout
 from llama_train.run import Run
 from llama_train.survive.anomalies import describe_non_finite
 from llama_train.survive.garbage import GarbageCollection
@@ -50,7 +50,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
             world.rank, world.size, world.store, config.engine.timeout_seconds, world.host, directory, START_SECONDS
         ) as watchdog,
     ):
-        layout = resolve_layout(config.layout, config.data, world.size, world.rank)
+        layout = resolve_layout(config, world.size, world.rank)
         run = Run(config, world)
         order = TokenOrder(config.data, config.steps, config.seed, run.amendments, run.shards)
         run.check(order)

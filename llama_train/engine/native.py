@@ -7,18 +7,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor
 
 from llama_train.config import Precision, TrainConfig
 from llama_train.data.batches import MicroBatch
 from llama_train.engine.engine import Chunk, NonFiniteError, StepResult
 from llama_train.model.initialize import initial_values
 from llama_train.model.llama import IGNORE, Llama
-from llama_train.model.names import canonical_parameters
 from llama_train.optimizer.adamw import build_adamw
 from llama_train.parallel.apply import parallelize
-from llama_train.parallel.layout import Layout
+from llama_train.parallel.held import held_parameters
+from llama_train.parallel.inputs import model_inputs
+from llama_train.parallel.layout import Layout, make_groups
+from llama_train.parallel.pipeline import SPLIT_BACKWARD, Pipeline, make_stage
+from llama_train.parallel.stages import stage_numbers
+from llama_train.parallel.summands import add_up_summands
+from llama_train.parallel.whole import WholeModel, splits
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -28,19 +32,21 @@ class NativeEngine:
 
     def __init__(self, config: TrainConfig, layout: Layout, device: torch.device) -> None:
         self.device = device
+        self.layout = layout
         self.max_grad_norm = config.optimizer.max_grad_norm
-        dtype = torch.float64 if config.engine.precision is Precision.fp64 else torch.float32
-        with torch.device("meta"):
-            self.model = Llama(config.model).to(dtype)
-        parallelize(self.model, config.engine, layout, device.type)
-        self.model.to_empty(device=device)
-        self.parameters = dict(canonical_parameters(self.model))
-        for chunk in self.chunks(optimizer=False):
-            name = chunk.name.removeprefix("weights/")
-            chunk.tensor.copy_(
-                initial_values(config.seed, name, chunk.shape, chunk.offsets, chunk.tensor.shape, config.model, dtype)
-            )
-        self.optimizer = build_adamw(self.parameters.items(), config.optimizer)
+        self.dtype = torch.float64 if config.engine.precision is Precision.fp64 else torch.float32
+        self.groups = make_groups(layout, device, config.engine.timeout_seconds, config.model.tied_embeddings)
+        self.models: dict[int, Llama] = {}  # pipeline stage -> its part; one, 0, without a pipeline
+        for stage in stage_numbers(layout):
+            with torch.device("meta"):
+                model = make_stage(config.model, layout, stage).to(self.dtype)
+            parallelize(model, config.engine, layout, self.groups, device.type)
+            self.models[stage] = model.to_empty(device=device)
+        self.held = held_parameters(self.models, config.model, layout)
+        self._fill(config)
+        self.optimizer = build_adamw(((held.name, held.parameter) for held in self.held), config.optimizer)
+        self.pipeline = self._pipeline(config) if layout.pipeline > 1 else None
+        self.model = WholeModel(self.models, layout, self.groups, self.pipeline) if splits(layout) else self.models[0]
 
     def step(
         self,
@@ -49,29 +55,30 @@ class NativeEngine:
         look_at_gradients: Callable[[Iterator[Chunk]], None] | None = None,
         look_at_outputs: Callable[[int, torch.Tensor], None] | None = None,
     ) -> StepResult:
-        valid = torch.tensor(sum(int((m.labels != IGNORE).sum()) for m in micro_batches), device=self.device)
-        dist.all_reduce(valid)
-        tokens = int(valid)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.model.train()
-        for micro_batch in micro_batches:
-            with _shown(self.model, look_at_outputs):
-                loss_sum, _ = self._forward(micro_batch)
-            # A batch without a single valid token has loss 0 and gradients 0, not NaN.
-            (loss_sum / max(tokens, 1)).backward()
-            loss += loss_sum.detach()
-        dist.all_reduce(loss)
+        tokens = self._summed(sum(int((m.labels != IGNORE).sum()) for m in micro_batches), self.layout.counts_tokens)
+        # A batch without a single valid token has loss 0 and gradients 0, not NaN.
+        divisor = max(int(tokens), 1)
+        for model in self.models.values():
+            model.train()
+        inputs = [model_inputs(each, self.layout, self.device) for each in micro_batches]
+        with contextlib.ExitStack() as stack:
+            for model in self.models.values():
+                stack.enter_context(_shown(model, look_at_outputs))
+            if self.pipeline is not None:
+                loss = self.pipeline.forward_backward(inputs, divisor)
+            else:
+                loss = self._forward_backward(inputs, divisor)
+        loss = self._summed(loss, self.layout.place["tensor"] == 0)
+        add_up_summands(self.models, self.layout, self.groups)
         if look_at_gradients is not None:
             look_at_gradients(self._gradient_chunks())
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        result = StepResult(float(loss) / max(tokens, 1), float(norm), tokens)
+        norm = self._gradient_norm()
+        result = StepResult(float(loss) / divisor, float(norm), int(tokens))
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self.optimizer.zero_grad()
             raise NonFiniteError(result.loss, result.grad_norm)
         if self.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.max_grad_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_([held.parameter for held in self.held], self.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -80,56 +87,88 @@ class NativeEngine:
 
     @torch.no_grad()
     def evaluate(self, micro_batches: list[MicroBatch]) -> tuple[float, int]:
-        self.model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for model in self.models.values():
+            model.eval()
         for micro_batch in micro_batches:
-            loss_sum, count = self._forward(micro_batch)
-            totals += torch.stack([loss_sum.double(), count.double()])
+            inputs = model_inputs(micro_batch, self.layout, self.device)
+            result = self.models[0](**inputs) if self.pipeline is None else self.pipeline.forward(inputs)
+            if result is not None and self.layout.place["tensor"] == 0:
+                totals += torch.stack([result[0].double(), result[1].double()])
         dist.all_reduce(totals)
         return float(totals[0]), int(totals[1])
 
     def chunks(self, optimizer: bool = True) -> Iterator[Chunk]:
-        for name, parameter in self.parameters.items():
-            yield from local_chunk(f"weights/{name}", parameter)
+        for held in self.held:
+            yield from held.chunks(f"weights/{held.name}", held.parameter)
             if optimizer:
                 for moment in MOMENTS:
-                    yield from local_chunk(f"optimizer/{moment}/{name}", self.optimizer.state[parameter][moment])
+                    state = self.optimizer.state[held.parameter][moment]
+                    yield from held.chunks(f"optimizer/{moment}/{held.name}", state)
 
     @torch.no_grad()
     def load_chunks(self, chunks: Iterable[Chunk]) -> None:
+        targets: dict[str, list[Chunk]] = {}
+        for target in self.chunks():
+            targets.setdefault(target.name, []).append(target)
         for chunk in chunks:
-            kind, _, name = chunk.name.partition("/")
-            if kind == "optimizer":
-                moment, _, name = name.partition("/")
-                tensor = self.optimizer.state[self.parameters[name]][moment]
-            else:
-                tensor = self.parameters[name]
-            (target,) = local_chunk(chunk.name, tensor)
-            assert target.offsets == chunk.offsets and target.tensor.shape == chunk.tensor.shape, chunk.name
-            target.tensor.copy_(chunk.tensor)
+            for target in targets[chunk.name]:  # two where this rank holds both ends of a pipeline with tied embeddings
+                assert target.offsets == chunk.offsets and target.tensor.shape == chunk.tensor.shape, chunk.name
+                target.tensor.copy_(chunk.tensor)
 
     def scalars(self) -> dict[str, Any]:
-        steps = {float(self.optimizer.state[p]["step"]) for p in self.parameters.values()}
+        steps = {float(self.optimizer.state[held.parameter]["step"]) for held in self.held}
         assert len(steps) == 1, "every parameter takes every update"
         return {"adamw_step": steps.pop()}
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        for parameter in self.parameters.values():
-            self.optimizer.state[parameter]["step"].fill_(scalars["adamw_step"])
+        for held in self.held:
+            self.optimizer.state[held.parameter]["step"].fill_(scalars["adamw_step"])
+
+    def _fill(self, config: TrainConfig) -> None:
+        for held in self.held:
+            local = held.parameter.detach()
+            (local.to_local() if isinstance(local, DTensor) else local).zero_()  # rows that fill up a vocabulary
+        for chunk in self.chunks(optimizer=False):
+            name = chunk.name.removeprefix("weights/")
+            shape, offsets, lengths = chunk.shape, chunk.offsets, chunk.tensor.shape
+            chunk.tensor.copy_(initial_values(config.seed, name, shape, offsets, lengths, config.model, self.dtype))
+
+    def _pipeline(self, config: TrainConfig) -> Pipeline:
+        dtype = torch.bfloat16 if config.engine.precision is Precision.bf16 else self.dtype
+        assert self.groups.pipeline is not None
+        reduce_every = config.layout.pipeline_schedule not in SPLIT_BACKWARD
+        return Pipeline(self.models, self.layout, self.groups.pipeline, self.device, dtype, reduce_every)
+
+    def _forward_backward(self, inputs: list[dict[str, torch.Tensor]], divisor: int) -> torch.Tensor:
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for each in inputs:
+            loss_sum, _ = self.models[0](**each)
+            (loss_sum / divisor).backward()
+            loss += loss_sum.detach()
+        return loss
+
+    def _summed(self, value: Any, counts: bool) -> torch.Tensor:
+        """Return the sum of `value` over the ranks where it `counts`, as float64."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        if counts:
+            total += value
+        dist.all_reduce(total)
+        return total
+
+    def _gradient_norm(self) -> torch.Tensor:
+        """Return the L2 norm of the whole gradient: every element is counted on the one rank that owns it."""
+        squares = torch.zeros((), dtype=torch.float64, device=self.device)
+        for chunk in self._gradient_chunks():
+            if chunk.owner:
+                squares += torch.linalg.vector_norm(chunk.tensor, dtype=torch.float64) ** 2
+        dist.all_reduce(squares)
+        return squares.sqrt()
 
     def _gradient_chunks(self) -> Iterator[Chunk]:
-        for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                yield from local_chunk(f"gradients/{name}", parameter.grad)
-
-    def _forward(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = micro_batch.document_ids
-        return self.model(
-            micro_batch.tokens.to(self.device, non_blocking=True),
-            micro_batch.labels.to(self.device, non_blocking=True),
-            None if ids is None else ids.to(self.device, non_blocking=True),
-            micro_batch.positions.to(self.device, non_blocking=True),
-        )
+        for held in self.held:
+            if held.parameter.grad is not None:
+                yield from held.chunks(f"gradients/{held.name}", held.parameter.grad)
 
 
 @contextlib.contextmanager
@@ -160,24 +199,3 @@ def _shown(model: Llama, look: Callable[[int, torch.Tensor], None] | None) -> It
     finally:
         for layer, block in blocks.items():
             block._compiled_call_impl = before[layer]
-
-
-def local_chunk(name: str, tensor: torch.Tensor) -> Iterator[Chunk]:
-    """Yield the rectangle of `tensor` on this rank; nothing where FSDP2 gave this rank no row."""
-    shape = tuple(tensor.shape)
-    tensor = tensor.detach()
-    if not isinstance(tensor, DTensor):
-        yield Chunk(name, shape, (0,) * len(shape), tensor)
-        return
-    local = tensor.to_local()
-    if local.numel() == 0:
-        return
-    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    coordinate = tensor.device_mesh.get_coordinate()
-    assert coordinate is not None
-    owner = all(
-        place == 0
-        for place, placement in zip(coordinate, tensor.placements, strict=True)
-        if isinstance(placement, Replicate)
-    )
-    yield Chunk(name, shape, tuple(offsets), local, owner)

@@ -132,7 +132,7 @@ def _sdpa(
     # heads would fall back to the kernel that writes out every weight, so they are repeated.
     shared = causal and q_BHSE.dtype in (torch.bfloat16, torch.float16)
     if not shared:
-        k_BKSE, v_BKSE = _repeated(k_BKSE, q_BHSE.shape[1]), _repeated(v_BKSE, q_BHSE.shape[1])
+        k_BKSE, v_BKSE = repeated(k_BKSE, q_BHSE.shape[1]), repeated(v_BKSE, q_BHSE.shape[1])
     return F.scaled_dot_product_attention(
         q_BHSE, k_BKSE, v_BKSE, attn_mask=mask_B1SS, is_causal=causal, enable_gqa=shared
     )
@@ -141,7 +141,7 @@ def _sdpa(
 def _one_after_the_other(
     q_BHSE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor, mask: Documents
 ) -> torch.Tensor:
-    k_BHSE, v_BHSE = _repeated(k_BKSE, q_BHSE.shape[1]), _repeated(v_BKSE, q_BHSE.shape[1])
+    k_BHSE, v_BHSE = repeated(k_BKSE, q_BHSE.shape[1]), repeated(v_BKSE, q_BHSE.shape[1])
     rows = []
     for q_HSE, k_HSE, v_HSE, lengths in zip(q_BHSE, k_BHSE, v_BHSE, mask.lengths, strict=True):
         # Split once: the backward pass of a slice would write the whole row for every document.
@@ -158,13 +158,14 @@ def _variable_length(q_BHSE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.T
     if "enable_gqa" in mask.parameters:
         arguments["enable_gqa"] = q_BHSE.shape[1] != k_BKSE.shape[1]
     else:
-        k_BKSE, v_BKSE = _repeated(k_BKSE, q_BHSE.shape[1]), _repeated(v_BKSE, q_BHSE.shape[1])
+        k_BKSE, v_BKSE = repeated(k_BKSE, q_BHSE.shape[1]), repeated(v_BKSE, q_BHSE.shape[1])
     q_THE, k_TKE, v_TKE = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHSE, k_BKSE, v_BKSE))
     attended_THE = varlen_attn(q_THE, k_TKE, v_TKE, mask.starts, mask.starts, mask.longest, mask.longest, **arguments)
     return attended_THE.unflatten(0, (q_BHSE.shape[0], -1)).transpose(1, 2)
 
 
-def _repeated(x_BKSE: torch.Tensor, heads: int) -> torch.Tensor:
+def repeated(x_BKSE: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return [B, heads, S, E]: every key or value head as often as there are query heads that read it."""
     repeats = heads // x_BKSE.shape[1]
     return x_BKSE if repeats == 1 else x_BKSE.repeat_interleave(repeats, dim=1)
 

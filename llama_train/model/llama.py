@@ -35,6 +35,7 @@ class Llama(nn.Module):
         super().__init__()
         self.model = Decoder(config)
         self.loss_chunk = 0  # tokens whose logits are held at once for the loss; 0: all
+        self.split_backward = False  # whether the backward pass comes in two halves: inputs first, then weights
         # Tied, the embedding's matrix is used in place of one here: sharing a parameter would not outlive to_empty().
         self.lm_head = None if config.tied_embeddings else _linear(config.hidden_size, config.vocab_size)
 
@@ -60,16 +61,22 @@ class Llama(nn.Module):
         hidden_BSD = self.model(tokens, document_ids, positions)
         if self.model.norm is None:
             return hidden_BSD
-        if labels is not None and self.loss_chunk:
-            head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-            return chunked_loss(hidden_BSD, head.weight, labels, self.loss_chunk)
-        if self.lm_head is None:
-            logits_BSV = F.linear(hidden_BSD, self.model.embed_tokens.weight)
-        else:
-            logits_BSV = self.lm_head(hidden_BSD)
+        weight_VD = (self.model.embed_tokens if self.lm_head is None else self.lm_head).weight
         if labels is None:
-            return logits_BSV
-        return summed_loss(logits_BSV, labels)
+            return self.head(hidden_BSD, weight_VD)
+        return self.loss(hidden_BSD, weight_VD, labels)
+
+    def head(self, hidden_BSD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, S, V]."""
+        return F.linear(hidden_BSD, weight_VD)
+
+    def loss(
+        self, hidden_BSD: torch.Tensor, weight_VD: torch.Tensor, labels_BS: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `forward` does with labels."""
+        if self.loss_chunk:
+            return chunked_loss(hidden_BSD, weight_VD, labels_BS, self.loss_chunk, self.split_backward)
+        return summed_loss(self.head(hidden_BSD, weight_VD), labels_BS)
 
     def blocks(self) -> Iterator["Block"]:
         """Yield the layers that this model holds, in order."""
@@ -129,6 +136,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.attend = attention
         self.q_proj = _linear(config.hidden_size, config.heads * config.head_dim)
         self.k_proj = _linear(config.hidden_size, config.kv_heads * config.head_dim)
         self.v_proj = _linear(config.hidden_size, config.kv_heads * config.head_dim)
@@ -147,7 +155,7 @@ class Attention(nn.Module):
         v_BKSE = self.v_proj(hidden_BSD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q_BHSE = rotate(q_BHSE, cos_BSE, sin_BSE)
         k_BKSE = rotate(k_BKSE, cos_BSE, sin_BSE)
-        attended_BHSE = attention(q_BHSE, k_BKSE, v_BKSE, mask)
+        attended_BHSE = self.attend(q_BHSE, k_BKSE, v_BKSE, mask)
         return self.o_proj(attended_BHSE.transpose(1, 2).flatten(2))
 
 

@@ -21,7 +21,7 @@ def summed_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> tuple[torc
 
 
 def chunked_loss(
-    hidden_BSD: torch.Tensor, weight_VD: torch.Tensor, labels_BS: torch.Tensor, chunk: int
+    hidden_BSD: torch.Tensor, weight_VD: torch.Tensor, labels_BS: torch.Tensor, chunk: int, twice: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what `summed_loss(hidden @ weightᵀ, labels)` does, with the logits of `chunk` tokens at a time.
 
@@ -31,10 +31,11 @@ def chunked_loss(
 
     Args:
         chunk: tokens, over all rows.
+        twice: whether the backward pass comes in two halves, first for the hidden states, then for the weight.
     """
     if not torch.is_grad_enabled():
         hidden_BSD, weight_VD = hidden_BSD.detach(), weight_VD.detach()
-    loss = _ChunkedLoss.apply(hidden_BSD.flatten(0, 1), weight_VD, labels_BS.flatten(), chunk)
+    loss = _ChunkedLoss.apply(hidden_BSD.flatten(0, 1), weight_VD, labels_BS.flatten(), chunk, twice)
     return loss, (labels_BS != IGNORE).sum()
 
 
@@ -46,7 +47,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, chunk: int
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        labels_N: torch.Tensor,
+        chunk: int,
+        twice: bool,
     ) -> torch.Tensor:
         wide = compute_dtype(hidden_ND.dtype)
         loss = torch.zeros((), dtype=wide, device=hidden_ND.device)
@@ -69,21 +75,41 @@ class _ChunkedLoss(torch.autograd.Function):
                 weight_gradient.addmm_(gradient_CV.T, hidden_CD)
             else:
                 weight_gradient += gradient_CV.T @ hidden_CD
-        ctx.gradients = (hidden_gradient, weight_gradient)
-        ctx.weight_dtype = weight_VD.dtype
+        ctx.gradients = KeptGradients(hidden_gradient, weight_gradient, weight_VD.dtype, halves=2 if twice else 1)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
-        assert ctx.gradients is not None, "this loss has been through its backward pass"
-        # Taken away: they are scaled in place, and a second backward pass must not find them.
-        (hidden_gradient, weight_gradient), ctx.gradients = ctx.gradients, None
-        if hidden_gradient is not None:
-            hidden_gradient.mul_(gradient)
-        if weight_gradient is not None:
-            weight_gradient = weight_gradient.mul_(gradient).to(ctx.weight_dtype)
-        return hidden_gradient, weight_gradient, None, None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *ctx.gradients.scaled(gradient), None, None, None
+
+
+class KeptGradients:
+    """Gradients that a forward pass has computed, until the backward pass takes them, in one go or in two halves."""
+
+    def __init__(
+        self,
+        hidden: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        weight_dtype: torch.dtype,
+        halves: int,
+    ) -> None:
+        self._kept: tuple[torch.Tensor | None, torch.Tensor | None] | None = (hidden, weight)
+        self._weight_dtype = weight_dtype
+        self._halves = halves
+        self._scaled = False
+
+    def scaled(self, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return both gradients times `gradient`, the same in both halves; they are gone after the last one."""
+        assert self._kept is not None, "this loss has been through its backward pass"
+        hidden, weight = self._kept
+        if not self._scaled:
+            hidden = hidden if hidden is None else hidden.mul_(gradient)
+            weight = weight if weight is None else weight.mul_(gradient).to(self._weight_dtype)
+        self._scaled = True
+        self._halves -= 1
+        self._kept = (hidden, weight) if self._halves else None
+        return hidden, weight
 
 
 def _gradient(logs_CV: torch.Tensor, labels_C: torch.Tensor) -> torch.Tensor:

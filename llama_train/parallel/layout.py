@@ -1,72 +1,138 @@
-"""The device mesh: how many processes lie along each axis, and where this one lies."""
+"""The device mesh: how many processes lie along each axis, and where this one lies.
 
-from dataclasses import dataclass
+Ranks count along the tensor axis fastest and along the pipeline axis slowest, so that the processes that talk most
+are next to each other on a node:
 
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+    rank = (((pipeline · data_replicate + replicate) · data_shard + shard) · context + context_rank) · tensor + ...
+"""
 
-from llama_foundation.errors import ConfigError
-from llama_train.config import DataConfig, LayoutConfig
-from llama_train.data.batch_size import check_divides
+import itertools
+import math
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from llama_train.config import LayoutConfig
+
+AXES = ("pipeline", "data_replicate", "data_shard", "context", "tensor")
+"""From the slowest to the fastest."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A resolved layout: sizes along the axes, whose product is the world size, and this process' place.
-
-    The data axes are `data_replicate` × `data_shard`, in this order; `data_rank` counts along both.
-    """
+    """A resolved layout: sizes along the axes, whose product is the world size, and this process' place."""
 
     data_replicate: int
     data_shard: int
     rank: int
     micro_batch_size: int
+    pipeline: int = 1
+    context: int = 1
+    tensor: int = 1
+    config: LayoutConfig = field(default_factory=LayoutConfig)  # schedules and methods, which are no sizes
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(getattr(self, axis) for axis in AXES)
 
     @property
     def world_size(self) -> int:
-        return self.data_replicate * self.data_shard
+        return math.prod(self.sizes)
+
+    @property
+    def place(self) -> dict[str, int]:
+        """This process' index along each axis."""
+        places, rest = {}, self.rank
+        for axis in reversed(AXES):
+            rest, places[axis] = divmod(rest, getattr(self, axis))
+        return places
 
     @property
     def data_world(self) -> int:
+        """How many ranks read different rows of a batch."""
         return self.data_replicate * self.data_shard
 
     @property
     def data_rank(self) -> int:
-        return self.rank
+        place = self.place
+        return place["data_replicate"] * self.data_shard + place["data_shard"]
 
-    def data_mesh(self, device_type: str) -> DeviceMesh:
-        """The mesh that FSDP2 shards over: (shard), or (replicate, shard) where there are replicas."""
-        if self.data_replicate == 1:
-            return init_device_mesh(device_type, (self.data_shard,), mesh_dim_names=("data_shard",))
-        return init_device_mesh(
-            device_type, (self.data_replicate, self.data_shard), mesh_dim_names=("data_replicate", "data_shard")
-        )
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the rows of this rank are counted here, and not on another rank that computes them too."""
+        place = self.place
+        return place["pipeline"] == place["context"] == place["tensor"] == 0
+
+    @property
+    def shard_world(self) -> int:
+        """How many ranks FSDP2 cuts a weight into: those of context see other tokens, so they share the weights too."""
+        return self.data_shard * self.context
+
+    def members(self, *axes: str) -> list[int]:
+        """Return the ranks that differ from this one along `axes` only, ascending; this one is among them."""
+        place = self.place
+        ranges = [range(getattr(self, axis)) if axis in axes else [place[axis]] for axis in AXES]
+        return [self._rank(coordinates) for coordinates in itertools.product(*ranges)]
 
     def describe(self) -> str:
-        return f"data_replicate={self.data_replicate} data_shard={self.data_shard}"
+        """Return the axes that are used, as settings."""
+        used = [f"{axis}={getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
+        return " ".join(used) or f"data_shard={self.data_shard}"
+
+    def _rank(self, coordinates: tuple[int, ...]) -> int:
+        rank = 0
+        for size, coordinate in zip(self.sizes, coordinates, strict=True):
+            rank = rank * size + coordinate
+        return rank
 
 
-def resolve_layout(config: LayoutConfig, data: DataConfig, world_size: int, rank: int = 0) -> Layout:
-    """Fill in what the configuration leaves open and refuse what does not fit.
+@dataclass(frozen=True)
+class Groups:
+    """The process groups of this rank along the axes; None where an axis has one rank."""
 
-    Raises:
-        ConfigError: an axis that this version does not run, sizes that do not multiply to the number of processes,
-            or a batch that does not divide over data ranks and micro-batches.
+    pipeline: dist.ProcessGroup | None
+    context: dist.ProcessGroup | None
+    tensor: dist.ProcessGroup | None
+    ends: dist.ProcessGroup | None  # first and last pipeline rank, where they share the embedding's weight
+    shard_mesh: DeviceMesh  # (shard), or (replicate, shard) where there are replicas: what FSDP2 works over
+
+
+def make_groups(layout: Layout, device: torch.device, timeout_seconds: float, tied_embeddings: bool) -> Groups:
+    """Create the groups that this rank is in; every rank calls it, and only members of a group meet for it.
+
+    A DeviceMesh made by `init_device_mesh` would forget the timeout (torch 2.13), and create every group of the world
+    on every rank.
     """
-    for axis in ("pipeline", "context", "tensor"):
-        if getattr(config, axis) != 1:
-            raise ConfigError(f"layout.{axis}={getattr(config, axis)}: this version runs only layout.{axis}=1")
-    shard = config.data_shard
-    if shard == -1:
-        shard = world_size // config.data_replicate
-    if config.data_replicate * shard != world_size:
-        raise ConfigError(
-            f"layout.data_replicate={config.data_replicate} × layout.data_shard={config.data_shard} does not give "
-            f"the {world_size} processes of this run; set layout.data_shard=-1 and a data_replicate that divides "
-            f"{world_size}"
-        )
-    check_divides("data.batch_size", data.batch_size, world_size, config.micro_batch_size)
-    for number, segment in enumerate(data.segments):
-        if segment.batch_size is not None:
-            setting = f"data.segments[{number}].batch_size"
-            check_divides(setting, segment.batch_size, world_size, config.micro_batch_size)
-    return Layout(config.data_replicate, shard, rank, config.micro_batch_size)
+    timeout = timedelta(seconds=timeout_seconds)
+
+    def group(*axes: str, ends: bool = False) -> dist.ProcessGroup | None:
+        ranks = layout.members(*axes)
+        if ends:
+            ranks = [ranks[0], ranks[-1]]
+            if layout.rank not in ranks:
+                return None
+        if len(set(ranks)) == 1:
+            return None
+        return dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
+
+    shard = _group_or_self(layout, ("data_shard", "context"), timeout)
+    if layout.data_replicate == 1:
+        mesh = DeviceMesh.from_group(shard, device.type, mesh_dim_names=("shard",))
+    else:
+        replicate = _group_or_self(layout, ("data_replicate",), timeout)
+        ranks = torch.tensor(layout.members("data_replicate", "data_shard", "context")).view(layout.data_replicate, -1)
+        mesh = DeviceMesh.from_group([replicate, shard], device.type, ranks, mesh_dim_names=("replicate", "shard"))
+    return Groups(
+        pipeline=group("pipeline"),
+        context=group("context"),
+        tensor=group("tensor"),
+        ends=group("pipeline", ends=True) if tied_embeddings else None,
+        shard_mesh=mesh,
+    )
+
+
+def _group_or_self(layout: Layout, axes: tuple[str, ...], timeout: timedelta) -> dist.ProcessGroup:
+    return dist.new_group(layout.members(*axes), timeout=timeout, use_local_synchronization=True)

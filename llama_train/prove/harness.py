@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from llama_foundation import compose
 from llama_foundation.errors import RunError
 from llama_foundation.files import publish_text
 from llama_train.config import TrainConfig
+from llama_train.prove.start import log_file, run_worker
 from llama_train.prove.stretch import TIMEOUT_SECONDS, Stretch
 
 if TYPE_CHECKING:
@@ -92,29 +92,32 @@ def run_case(case: Case, config: TrainConfig, directory: Path, fault: str | None
 
 
 def _run_processes(place: Path, world: int, name: str) -> None:
-    processes = []
-    for rank in range(world):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_RANK": str(rank),
-            "OMP_NUM_THREADS": "1",
-        }
-        log = (place / f"rank-{rank}.log").open("wb")
-        command = [sys.executable, "-m", "llama_train.prove.worker", str(place)]
-        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    # Forked from a server that has imported torch: eight imports take longer than most proofs.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llama_train.prove.worker"])
+    processes = [context.Process(target=run_worker, args=(place, rank, world)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    waiting = {process.sentinel: rank for rank, process in enumerate(processes)}
     deadline = time.monotonic() + TIMEOUT_SECONDS + 30
     try:
-        for rank, process in enumerate(processes):
-            if process.wait(max(1.0, deadline - time.monotonic())) != 0:
-                output = (place / f"rank-{rank}.log").read_text(errors="replace")
-                raise RunError(f"{name}: rank {rank} ended with status {process.returncode}:\n{output[-3000:]}")
-    except subprocess.TimeoutExpired:
-        raise RunError(f"{name}: rank {rank} was not done after {TIMEOUT_SECONDS + 30:.0f} s; see {place}") from None
+        while waiting:
+            ended = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+            if not ended:
+                late = ", ".join(map(str, sorted(waiting.values())))
+                raise RunError(f"{name}: not done after {TIMEOUT_SECONDS + 30:.0f} s: rank {late}; see {place}")
+            for sentinel in ended:
+                rank = waiting.pop(sentinel)
+                processes[rank].join()
+                if processes[rank].exitcode:
+                    output = log_file(place, rank).read_text(errors="replace")
+                    raise RunError(
+                        f"{name}: rank {rank} ended with status {processes[rank].exitcode}:\n{output[-3000:]}"
+                    )
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.join()
 
 
 def compare(case: Case, directory: Path, reference: Path, seconds: float) -> Outcome:

@@ -1,15 +1,15 @@
 """One process of a proof: trains the shrunk configuration for a stretch of steps and leaves what it saw.
 
-Started by `harness.py` as `python -m llama_train.prove.worker DIRECTORY`, once per rank.
+Started by `harness.py`, once per rank, in a process of its own.
 """
 
 import faulthandler
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from data_pipeline.shards.reader import open_root
@@ -23,20 +23,22 @@ from llama_train.engine.build import build_engine
 from llama_train.engine.engine import Chunk
 from llama_train.environment import environment_rank
 from llama_train.optimizer.schedule import learning_rate
-from llama_train.parallel.layout import resolve_layout
+from llama_train.parallel.resolve import resolve_layout
 from llama_train.prove.faults import plant
 from llama_train.prove.stretch import TIMEOUT_SECONDS, Stretch
 
 
-def main(directory: Path) -> None:
+def train_stretch(directory: Path) -> None:
     """Train the stretch described in `directory` and leave losses.json, gradients/ and weights/ there."""
+    torch.set_num_threads(1)
+    faulthandler.enable()
     faulthandler.dump_traceback_later(TIMEOUT_SECONDS, exit=True)
     config = compose.load(directory / "config.yaml", TrainConfig)
     stretch = Stretch(**json.loads((directory / "stretch.json").read_text(encoding="utf-8")))
     rank, size = environment_rank()
     store = dist.FileStore(str(directory / "meeting"), size)
     with distributed("cpu", store, TIMEOUT_SECONDS) as world:
-        layout = resolve_layout(config.layout, config.data, size, rank)
+        layout = resolve_layout(config, size, rank)
         order = TokenOrder(config.data, config.steps, config.seed, (), open_root(Path(config.data.shards)))
         engine = build_engine(config, layout, world.device)
         plant(stretch.fault, engine, world)
@@ -59,7 +61,3 @@ def main(directory: Path) -> None:
         keep("weights", stretch.last, itertools.chain(engine.chunks()))
         if world.main:
             (directory / "losses.json").write_text(json.dumps(results), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -13,7 +13,7 @@ from llama_train.data.batches import MicroBatch
 from llama_train.distributed import distributed
 from llama_train.engine.build import build_engine
 from llama_train.observe.statistics import LayerStatistics
-from llama_train.parallel.layout import resolve_layout
+from llama_train.parallel.resolve import resolve_layout
 
 VOCABULARY, LENGTH, BATCH = 101, 32, 4
 
@@ -53,7 +53,7 @@ def micro_batches(rank: int, size: int, rows: int) -> list[MicroBatch]:
 def main(rank: int, size: int, meeting: str, out: Path, *overrides: str) -> None:
     config = make_config(size, *overrides)
     with distributed("cpu", dist.FileStore(meeting, size), 60) as world:
-        engine = build_engine(config, resolve_layout(config.layout, config.data, size, rank), world.device)
+        engine = build_engine(config, resolve_layout(config, size, rank), world.device)
         statistics = LayerStatistics(config.model, world.device, lambda: engine.chunks(optimizer=False))
         batches = micro_batches(rank, size, config.layout.micro_batch_size)
         engine.step(batches, 0.1, statistics.look_at_gradients, statistics.look_at_output)

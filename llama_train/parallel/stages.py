@@ -1,0 +1,56 @@
+"""Which layers each pipeline stage holds, and which rank holds which stage."""
+
+from llama_train.config import ModelConfig, PipelineSchedule
+from llama_train.model.names import parameter_shapes
+from llama_train.parallel.layout import Layout
+
+V_SCHEDULES = (PipelineSchedule.zero_bubble_v, PipelineSchedule.dual_pipe_v)
+
+
+def stage_ranks(layout: Layout) -> list[int]:
+    """Return for every stage the pipeline rank that holds it.
+
+    Stages go round the ranks; in a V they come back: rank 0 has the first and the last.
+    """
+    ranks = list(range(layout.pipeline))
+    if layout.config.pipeline_schedule in V_SCHEDULES:
+        return ranks + ranks[::-1]
+    return ranks * layout.config.stages_per_rank
+
+
+def layers_per_stage(model: ModelConfig, stages: int, chosen: list[int] | None) -> list[int]:
+    """Return how many layers each stage holds.
+
+    Unless it is chosen, layers go one by one to the stage with the least work so far, where the head counts as so many
+    layers as it has parameters of one (a matrix multiplication's work is in proportion to its weights). Among equals
+    the later stages come first: with 1F1B the first ones hold the most activations.
+    """
+    if chosen is not None:
+        return list(chosen)
+    shapes = parameter_shapes(model)
+    layer = sum(_size(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
+    work = [0.0] * stages
+    work[-1] += model.vocab_size * model.hidden_size / layer
+    counts = [1] * stages
+    for stage in range(stages):
+        work[stage] += 1
+    for _ in range(model.layers - stages):
+        stage = min(reversed(range(stages)), key=lambda stage: work[stage])
+        counts[stage] += 1
+        work[stage] += 1
+    return counts
+
+
+def stage_layers(counts: list[int], stage: int) -> range:
+    """Return the layers of one stage."""
+    first = sum(counts[:stage])
+    return range(first, first + counts[stage])
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return shape[0] * (shape[1] if len(shape) > 1 else 1)
+
+
+def stage_numbers(layout: Layout) -> list[int]:
+    """Return the pipeline stages that this rank holds, ascending."""
+    return [stage for stage, rank in enumerate(stage_ranks(layout)) if rank == layout.place["pipeline"]]
