@@ -14,7 +14,7 @@ help:
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
 	@echo "make prove       every layout against one process, in float64"
-	@echo "make bench       time a training step and the start against what they are measured by"
+	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
 
@@ -45,6 +45,9 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.step
 	$(VENV)/bin/python -m benchmarks.step --compile
 	$(VENV)/bin/python -m benchmarks.step --trainer
+	$(VENV)/bin/python -m benchmarks.loader --tokens 16000000
+	$(VENV)/bin/python -m benchmarks.tokenizers --megabytes 4
+	$(VENV)/bin/python -m benchmarks.checkpoint --mebibytes 256 --steps 40 --rounds 2
 	$(VENV)/bin/python -m benchmarks.startup
 
 lint: $(INSTALLED)

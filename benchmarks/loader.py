@@ -107,12 +107,12 @@ class Rows:
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
         start = row * self.sequence_length
-        ids = self.ids[start : start + self.sequence_length + 1].astype(np.int64)
+        ids = np.array(self.ids[start : start + self.sequence_length + 1])
         begins = ids == BOS
         tokens, labels = ids[:-1], np.where(begins[1:], IGNORE, ids[1:])
-        columns = np.arange(self.sequence_length)
+        columns = np.arange(self.sequence_length, dtype=np.int32)
         first = np.maximum.accumulate(np.where(begins[:-1], columns, 0))
-        return tokens, labels, np.cumsum(begins[:-1]), columns - first
+        return tokens, labels, np.cumsum(begins[:-1], dtype=np.int32), columns - first
 
 
 def data_loader(path: Path, sequence_length: int) -> Contestant:

@@ -14,11 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
-from llama_train.checkpoint.huggingface import MAX_SHARD_BYTES, export_huggingface, import_native, weight_bytes
-from llama_train.checkpoint.index import DTYPES
-from llama_train.checkpoint.load import open_weights
-from llama_train.checkpoint.meta import export_meta
-from llama_train.model_card import model_card
+from llama_train.checkpoint.huggingface_config import MAX_SHARD_BYTES
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -54,6 +50,13 @@ class ConvertConfig:
 
 def run(config: ConvertConfig) -> None:
     """Convert, with a progress bar where standard error is a terminal, and print where the result is."""
+    # Late: they import torch, which --help does not need.
+    from llama_train.checkpoint.huggingface import export_huggingface, import_native, weight_bytes
+    from llama_train.checkpoint.index import DTYPES
+    from llama_train.checkpoint.load import open_weights
+    from llama_train.checkpoint.meta import export_meta
+    from llama_train.model_card import model_card
+
     source = open_weights(config.input, context=config.context)
     dtype = DTYPES[config.dtype] if config.dtype else None
     output = Path(config.output)

@@ -3,19 +3,25 @@
 Under torchrun the model is sharded over the ranks, and the prompts are dealt out to them.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch.distributed as dist
 from omegaconf import MISSING
 
 from llama_foundation.errors import ConfigError, DataError
 from llama_foundation.files import publish_text
-from llama_train.decode import Row, generate_together
-from llama_train.inference import Opened, check_device, opened, run_command
+from llama_train.command import check_device, run_command
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from llama_train.inference import Opened
 
 
 @dataclass
@@ -57,6 +63,8 @@ def run(config: GenerateConfig, store: dist.Store) -> None:
         CheckpointError, DataError: the checkpoint, its tokenizer or the file of prompts is missing or damaged.
         ConfigError: there is no tokenizer, it does not belong to the model, or a text does not fit into the context.
     """
+    from llama_train.inference import opened  # late: it imports torch, which --help does not need
+
     prompts = [config.prompt] if config.prompts is None else read_prompts(Path(config.prompts))
     with opened(config.checkpoint, config.tokenizer, config.device, store) as model:
         texts = continue_texts(model, prompts, config)
@@ -76,6 +84,8 @@ def run(config: GenerateConfig, store: dist.Store) -> None:
 
 def continue_texts(model: Opened, prompts: list[str], config: GenerateConfig) -> list[str]:
     """Return every prompt with its continuation, as text."""
+    from llama_train.decode import Row, generate_together
+
     tokenizer = model.tokenizer
     encoded = [[tokenizer.bos_id, *ids.tolist()] for ids in tokenizer.encode_batch(prompts)]
     for number, ids in enumerate(encoded):

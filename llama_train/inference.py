@@ -1,40 +1,30 @@
-"""A trained model ready to be asked, on one process or sharded over several, and the commands that ask it.
+"""A trained model ready to be asked, on one process or sharded over several.
 
 torchrun --nproc-per-node=8 -m llama_train.generate checkpoint=DIR prompt="..."
 """
 
 import contextlib
-import hashlib
-import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from omegaconf import OmegaConf
 
 from data_pipeline.tokenize import Tokenizer, load_tokenizer
-from llama_foundation import compose
-from llama_foundation.errors import ConfigError, UserError
+from llama_foundation.errors import ConfigError
 from llama_train.checkpoint.load import load_model, open_weights
 from llama_train.checkpoint.restore import WEIGHTS, check_same_tensors, restore
+from llama_train.command import MEETING_SECONDS
 from llama_train.config import ModelConfig, Precision
-from llama_train.distributed import distributed, environment_rank, meet
+from llama_train.distributed import distributed
+from llama_train.environment import environment_rank
 from llama_train.model.llama import Llama
 from llama_train.model.names import parameter_shapes
 from llama_train.parallel.held import held_parameters
 from llama_train.parallel.layout import Layout
 from llama_train.parallel.shard import apply_fsdp
 from llama_train.peers import Peers
-
-MEETING_SECONDS = 600.0
-"""How long a rank waits for the others, to start and in a collective."""
-
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -45,44 +35,6 @@ class Opened:
     config: ModelConfig
     tokenizer: Tokenizer
     peers: Peers
-
-
-def run_command(entry: str, schema: type[Config], command: Callable[[Config, dist.Store], int | None]) -> int:
-    """Run `command` on every rank, with the configuration that rank 0 composed; return the exit status.
-
-    Of an error that every rank meets, only the first rank speaks.
-    """
-    rank, _ = environment_rank()
-    store = meet(MEETING_SECONDS)
-    if rank == 0:
-        verdict: dict[str, Any] = {"status": 0}
-
-        def lead(config: Config) -> int | None:
-            verdict["config"] = compose.dump(config)
-            store.set("verdict", json.dumps(verdict))
-            try:
-                return command(config, store)
-            except UserError as error:
-                store.set(_error_key(error), "said")
-                raise
-
-        try:
-            verdict["status"] = compose.main(entry, schema, lead)
-        finally:
-            if "config" not in verdict:  # refused, or only shown (--cfg, --help)
-                verdict["status"] = verdict["status"] if sys.exc_info()[0] is None else 1
-                store.set("verdict", json.dumps(verdict))
-        return verdict["status"]
-    store.wait(["verdict"], timedelta(seconds=MEETING_SECONDS))
-    verdict = json.loads(store.get("verdict"))
-    if "config" not in verdict:
-        return verdict["status"]
-    try:
-        return command(compose.to_object(OmegaConf.create(verdict["config"]), schema), store) or 0
-    except UserError as error:
-        if not _said_by_rank_0(error, store):
-            print(f"rank {rank}: error: {error}", file=sys.stderr)
-        return error.exit_code
 
 
 @contextlib.contextmanager
@@ -134,27 +86,3 @@ def fitting_tokenizer(checkpoint: str, config: ModelConfig, tokenizer: str | Non
             f"checkpoint={checkpoint} only {config.vocab_size}: it was trained with another one"
         )
     return loaded
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that does not exist.
-
-    Raises:
-        ConfigError: it is none of auto, cpu and cuda, or there is no CUDA device.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={device}; use auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but torch finds no CUDA device here; use device=cpu")
-
-
-def _error_key(error: UserError) -> str:
-    return f"error-{hashlib.sha256(str(error).encode()).hexdigest()}"
-
-
-def _said_by_rank_0(error: UserError, store: dist.Store) -> bool:
-    try:
-        store.wait([_error_key(error)], timedelta(seconds=2))
-    except dist.DistError:
-        return False
-    return True

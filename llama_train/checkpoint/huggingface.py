@@ -15,7 +15,7 @@ import torch
 
 from llama_foundation.errors import CheckpointError, DataError
 from llama_foundation.files import fsync_directory, publish_directory
-from llama_train.checkpoint.huggingface_config import to_huggingface
+from llama_train.checkpoint.huggingface_config import MAX_SHARD_BYTES, to_huggingface
 from llama_train.checkpoint.huggingface_files import CONFIG, OutputTensor, plan_shards, write_json, write_shards
 from llama_train.checkpoint.huggingface_tokenizer import (
     SpecialTokens,
@@ -30,8 +30,6 @@ from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import ModelConfig
 from llama_train.engine.engine import Chunk
 from llama_train.model.names import parameter_shapes
-
-MAX_SHARD_BYTES = 5_000_000_000
 
 Progress = Callable[[int], None]
 """Called with a number of bytes, of the tensors as written, each time that many are written."""

@@ -10,6 +10,9 @@ from typing import Any
 from llama_foundation.errors import CheckpointError, ConfigError
 from llama_train.config import ModelConfig, RopeScaling
 
+MAX_SHARD_BYTES = 5_000_000_000
+"""Of one safetensors file."""
+
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",

@@ -1,8 +1,10 @@
 """The index of a checkpoint: what it says, and everything that must hold before a byte of it is believed.
 
-`index.json` is one JSON object whose first line is the checksum of the rest. Per tensor it keeps columns, one entry
-per chunk: `rank` (whose file), `start` (byte in that file), `offsets` and `lengths` (the rectangle), `checksums` (one
-xxh3-128 per block of `block_bytes`, 32 hexadecimal digits each, joined).
+`index.json` is one JSON object whose first line is the checksum of the rest. `tensors` gives names, dtypes and shapes.
+`ranks` has an object for each rank's file: its size, and columns of its chunks, in the order in which they lie in the
+file, each at the next multiple of 64 bytes: `tensors` (the chunk's tensor, as a position in the other `tensors`),
+`offsets` and `lengths` (the rectangle, one number for each dimension of the tensor; all chunks' joined), `checksums`
+(one xxh3-128 for each block of `block_bytes` of a chunk, 32 hexadecimal digits each; joined).
 """
 
 import itertools
@@ -21,7 +23,8 @@ from llama_foundation.files import checksum
 
 INDEX = "index.json"
 FORMAT = "llama-train checkpoint"
-VERSION = 1
+VERSION = 2
+ALIGNMENT = 64  # bytes; any dtype can be mapped from such an address
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -60,7 +63,7 @@ class ChunkTable:
     start: numpy.ndarray  # [chunks]: first byte in that file
     offsets: numpy.ndarray  # [chunks, D]
     lengths: numpy.ndarray  # [chunks, D]
-    checksums: list[str]  # the digests of a chunk's blocks, joined
+    digest: numpy.ndarray  # [chunks]: which of its rank's digests is that of the first block
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,12 @@ class Index:
     files: dict[str, tuple[int, str]]  # small files beside the tensors: size and checksum
     tensors: dict[str, TensorEntry]
     chunks: dict[str, ChunkTable]
+    digests: list[str]  # of each rank's blocks, joined
     state: dict[str, Any]
+
+    def digest(self, rank: int, number: int) -> str:
+        """Return one of the digests of a rank's file."""
+        return self.digests[rank][_DIGEST_DIGITS * number : _DIGEST_DIGITS * (number + 1)]
 
 
 def step_name(step: int) -> str:
@@ -106,67 +114,9 @@ def is_safe_name(name: str) -> bool:
     )
 
 
-def encode_index(
-    step: int,
-    block_bytes: int,
-    ranks: list[dict[str, Any]],
-    files: dict[str, list[Any]],
-    state: dict[str, Any],
-) -> bytes:
-    """Merge the tables of all ranks into the bytes of an index.
-
-    Args:
-        ranks: per rank `{"bytes": size of its file, "tensors": {name: {"dtype", "shape", columns}}}`.
-        files: name → [size, checksum].
-
-    Raises:
-        CheckpointError: two ranks disagree about a tensor.
-    """
-    tensors: dict[str, dict[str, Any]] = {}
-    for rank, table in enumerate(ranks):
-        for name, part in table["tensors"].items():
-            entry = tensors.setdefault(
-                name,
-                {
-                    "dtype": part["dtype"],
-                    "shape": part["shape"],
-                    "rank": [],
-                    "start": [],
-                    "offsets": [],
-                    "lengths": [],
-                    "checksums": [],
-                },
-            )
-            if (entry["dtype"], entry["shape"]) != (part["dtype"], part["shape"]):
-                raise CheckpointError(
-                    f"{name}: rank {rank} says {part['dtype']} {part['shape']}, another rank {entry['dtype']} "
-                    f"{entry['shape']}; all ranks must run one model in one precision"
-                )
-            entry["rank"] += [rank] * len(part["start"])
-            for column in ("start", "offsets", "lengths", "checksums"):
-                entry[column] += part[column]
-    body = json.dumps(
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "step": step,
-            "block_bytes": block_bytes,
-            "rank_bytes": [table["bytes"] for table in ranks],
-            "files": files,
-            "tensors": tensors,
-            "state": state,
-        },
-        ensure_ascii=False,
-        allow_nan=False,
-        separators=(",", ":"),
-    ).encode()
-    return seal(body)
-
-
-def seal(body: bytes) -> bytes:
-    """Put the checksum line before the JSON object `body`."""
-    rest = b"\n" + body[1:]
-    return b'{"checksum":"' + checksum(rest).encode() + b'",' + rest
+def aligned(position: int) -> int:
+    """Return where in a file the next chunk lies if the one before ends at `position`."""
+    return -(-position // ALIGNMENT) * ALIGNMENT
 
 
 def read_index_bytes(directory: Path) -> bytes:
@@ -205,25 +155,32 @@ def parse_index(data: bytes, where: Path | str) -> Index:
         _refuse(where, f"format version {value.get('version')!r}; this release reads version {VERSION}")
     step = _integer(value.get("step"), 0, 10**18, where, "step")
     block_bytes = _integer(value.get("block_bytes"), 1, _LARGEST_BLOCK, where, "block_bytes")
-    rank_bytes = value.get("rank_bytes")
-    if not isinstance(rank_bytes, list):
-        _refuse(where, "rank_bytes: not a list")
-    for size in rank_bytes:
-        _integer(size, 0, 2**60, where, "rank_bytes")
     state = value.get("state")
     if not isinstance(state, dict):
         _refuse(where, "state: not an object")
     files = _parse_files(value.get("files"), where)
-    tensors, chunks = {}, {}
-    listed = value.get("tensors")
-    if not isinstance(listed, dict):
-        _refuse(where, "tensors: not an object")
-    for name, entry in listed.items():
-        if not 0 < len(name) <= 512:
-            _refuse(where, f"a tensor name of {len(name)} characters")
-        tensors[name], chunks[name] = _parse_tensor(name, entry, rank_bytes, block_bytes, where)
-    _check_bytes_used_once(tensors, chunks, where)
-    return Index(step, block_bytes, rank_bytes, files, tensors, chunks, state)
+    tensors = _parse_tensors(value.get("tensors"), where)
+    ranks = value.get("ranks")
+    if not isinstance(ranks, list) or not ranks or not all(isinstance(part, dict) for part in ranks):
+        _refuse(where, "ranks: not a list of at least one object")
+    whole = _WholeTensors(tensors)
+    tables = [_parse_rank(rank, part, whole, block_bytes, where) for rank, part in enumerate(ranks)]
+    chunks = _by_tensor(tensors, tables)
+    for name, (entry, table) in zip(tensors, zip(tensors.values(), chunks, strict=True), strict=True):
+        if not covers_exactly(entry.shape, table.offsets, table.lengths):
+            found, elements = int(numpy.prod(table.lengths, axis=1).sum()), math.prod(entry.shape)
+            what = "chunks are missing" if found < elements else "chunks overlap"
+            _refuse(where, f"{name}: {what}: they hold {found} elements of {elements} (shape {list(entry.shape)})")
+    return Index(
+        step,
+        block_bytes,
+        [part["bytes"] for part in ranks],
+        files,
+        tensors,
+        dict(zip(tensors, chunks, strict=True)),
+        [part["checksums"] for part in ranks],
+        state,
+    )
 
 
 def _parse_files(value: Any, where: Path | str) -> dict[str, tuple[int, str]]:
@@ -239,50 +196,101 @@ def _parse_files(value: Any, where: Path | str) -> dict[str, tuple[int, str]]:
     return files
 
 
-def _parse_tensor(
-    name: str, entry: Any, rank_bytes: list[int], block_bytes: int, where: Path | str
-) -> tuple[TensorEntry, ChunkTable]:
-    if not isinstance(entry, dict):
-        _refuse(where, f"{name}: not an object")
-    dtype = DTYPES.get(entry.get("dtype")) if isinstance(entry.get("dtype"), str) else None
-    if dtype is None:
-        _refuse(where, f"{name}: dtype {entry.get('dtype')!r}; known: {', '.join(DTYPES)}")
-    shape = entry.get("shape")
-    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
-        _refuse(where, f"{name}: shape is not a list of at most {_MOST_DIMENSIONS} sizes")
-    for size in shape:
-        _integer(size, 0, _MOST_ELEMENTS, where, f"{name}: shape")
-    if math.prod(size for size in shape if size) > _MOST_ELEMENTS:
-        _refuse(where, f"{name}: shape {shape} is too large to be true")
+def _parse_tensors(listed: Any, where: Path | str) -> dict[str, TensorEntry]:
+    if not isinstance(listed, dict):
+        _refuse(where, "tensors: not an object")
+    tensors = {}
+    for name, entry in listed.items():
+        if not 0 < len(name) <= 512:
+            _refuse(where, f"a tensor name of {len(name)} characters")
+        if not isinstance(entry, dict):
+            _refuse(where, f"{name}: not an object")
+        dtype = DTYPES.get(entry.get("dtype")) if isinstance(entry.get("dtype"), str) else None
+        if dtype is None:
+            _refuse(where, f"{name}: dtype {entry.get('dtype')!r}; known: {', '.join(DTYPES)}")
+        shape = entry.get("shape")
+        if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+            _refuse(where, f"{name}: shape is not a list of at most {_MOST_DIMENSIONS} sizes")
+        for size in shape:
+            _integer(size, 0, _MOST_ELEMENTS, where, f"{name}: shape")
+        if math.prod(size for size in shape if size) > _MOST_ELEMENTS:
+            _refuse(where, f"{name}: shape {shape} is too large to be true")
+        tensors[name] = TensorEntry(dtype, tuple(shape))
+    return tensors
 
-    checksums = entry.get("checksums")
-    if not isinstance(checksums, list) or not all(isinstance(digests, str) for digests in checksums):
-        _refuse(where, f"{name}: checksums is not a list of strings")
-    count, dimensions = len(checksums), len(shape)
-    rank = _column(entry, "rank", (count,), name, where)
-    start = _column(entry, "start", (count,), name, where)
-    offsets = _column(entry, "offsets", (count, dimensions), name, where)
-    lengths = _column(entry, "lengths", (count, dimensions), name, where)
 
-    limits = numpy.array(shape, dtype=numpy.int64)
+class _WholeTensors:
+    """All tensors as columns; what one has fewer dimensions than another, M at most, is of length 1."""
+
+    def __init__(self, tensors: dict[str, TensorEntry]) -> None:
+        self.names = list(tensors)
+        self.dimensions = numpy.array([len(entry.shape) for entry in tensors.values()], dtype=numpy.int64)
+        self.item_bytes = numpy.array([entry.dtype.itemsize for entry in tensors.values()], dtype=numpy.int64)
+        self.shapes = numpy.ones((len(tensors), self.dimensions.max(initial=0)), dtype=numpy.int64)  # [tensors, M]
+        for number, entry in enumerate(tensors.values()):
+            self.shapes[number, : len(entry.shape)] = entry.shape
+
+
+@dataclass(frozen=True)
+class _RankTable:
+    """The chunks of one rank's file, one row each, of offset 0 and length 1 along what a tensor has fewer than M."""
+
+    tensor: numpy.ndarray  # [chunks]
+    start: numpy.ndarray  # [chunks]
+    offsets: numpy.ndarray  # [chunks, M]
+    lengths: numpy.ndarray  # [chunks, M]
+    digest: numpy.ndarray  # [chunks]
+
+
+def _parse_rank(
+    rank: int, part: dict[str, Any], whole: _WholeTensors, block_bytes: int, where: Path | str
+) -> _RankTable:
+    file = rank_file(rank)
+    total = _integer(part.get("bytes"), 0, 2**60, where, f"{file}: bytes")
+    tensor = _column(part, "tensors", file, where)
+    if len(tensor) and not 0 <= tensor.min() <= tensor.max() < len(whole.names):
+        _refuse(where, f"{file}: a chunk of a tensor that does not exist")
+    limits = whole.shapes[tensor]
+    inside = numpy.arange(limits.shape[1]) < whole.dimensions[tensor, None]
+    offsets = _rectangles(part, "offsets", inside, 0, file, where)
+    lengths = _rectangles(part, "lengths", inside, 1, file, where)
     # offsets are compared before they are added to, so that no sum can overflow
-    if (offsets < 0).any() or (lengths < 1).any() or (offsets > limits).any() or (lengths > limits - offsets).any():
-        _refuse(where, f"{name}: a chunk lies outside of the tensor's shape {shape}")
-    if (rank < 0).any() or (rank >= len(rank_bytes)).any():
-        _refuse(where, f"{name}: a chunk lies in the file of a rank that does not exist")
-    sizes = chunk_bytes(lengths, dtype)
-    room = numpy.array(rank_bytes, dtype=numpy.int64)[rank] if count else sizes
-    outside = (start < 0) | (start > room) | (sizes > room - start)
+    outside = ((offsets < 0) | (lengths < 1) | (offsets > limits) | (lengths > limits - offsets)).any(axis=1)
     if outside.any():
-        _refuse(where, f"{name}: a chunk lies outside of {rank_file(int(rank[outside][0]))}")
-    for size, digests in zip(sizes.tolist(), checksums, strict=True):
-        if len(digests) != _DIGEST_DIGITS * -(-size // block_bytes):
-            _refuse(where, f"{name}: a chunk of {size} bytes with {len(digests)} digits of checksums")
-    if not covers_exactly(tuple(shape), offsets, lengths):
-        found, whole = int(numpy.prod(lengths, axis=1).sum()), math.prod(shape)
-        what = "chunks are missing" if found < whole else "chunks overlap"
-        _refuse(where, f"{name}: {what}: they hold {found} elements of {whole} (shape {shape})")
-    return TensorEntry(dtype, tuple(shape)), ChunkTable(rank, start, offsets, lengths, checksums)
+        number = int(tensor[outside][0])
+        shape = whole.shapes[number, : whole.dimensions[number]].tolist()
+        _refuse(where, f"{whole.names[number]}: a chunk in {file} lies outside of the tensor's shape {shape}")
+    sizes = numpy.prod(lengths, axis=1) * whole.item_bytes[tensor]
+    if (sizes > total).any() or len(sizes) * total >= 2**62:
+        _refuse(where, f"{file}: has {total} bytes, less than its chunks take")
+    start = numpy.cumsum(aligned(sizes)) - aligned(sizes)
+    end = int((start + sizes).max(initial=0))
+    if end != total:
+        _refuse(where, f"{file}: has {total} bytes, but its chunks end at byte {end}")
+    blocks = -(-sizes // block_bytes)
+    digests = part.get("checksums")
+    if not isinstance(digests, str) or len(digests) != _DIGEST_DIGITS * int(blocks.sum()):
+        _refuse(where, f"{file}: checksums: not {_DIGEST_DIGITS} digits for each of {blocks.sum()} blocks")
+    return _RankTable(tensor, start, offsets, lengths, numpy.cumsum(blocks) - blocks)
+
+
+def _by_tensor(tensors: dict[str, TensorEntry], ranks: list[_RankTable]) -> list[ChunkTable]:
+    """Sort the chunks of all ranks by their tensors."""
+    tensor = numpy.concatenate([table.tensor for table in ranks])
+    order = numpy.argsort(tensor, kind="stable")
+    rank = numpy.repeat(numpy.arange(len(ranks)), [len(table.tensor) for table in ranks])[order]
+    start, offsets, lengths, digest = (
+        numpy.concatenate([getattr(table, column) for table in ranks])[order]
+        for column in ("start", "offsets", "lengths", "digest")
+    )
+    bounds = numpy.searchsorted(tensor[order], numpy.arange(len(tensors) + 1)).tolist()
+    tables = []
+    for entry, first, past in zip(tensors.values(), bounds, bounds[1:], strict=False):
+        rows, dimensions = slice(first, past), len(entry.shape)
+        tables.append(
+            ChunkTable(rank[rows], start[rows], offsets[rows, :dimensions], lengths[rows, :dimensions], digest[rows])
+        )
+    return tables
 
 
 def covers_exactly(shape: tuple[int, ...], offsets: numpy.ndarray, lengths: numpy.ndarray) -> bool:
@@ -292,6 +300,10 @@ def covers_exactly(shape: tuple[int, ...], offsets: numpy.ndarray, lengths: nump
     corners, with sign (-1)**(number of far coordinates). So the boxes tile the whole exactly when the signed corners
     of all boxes, added up, are those of the whole: n log n for n boxes, whatever their arrangement.
     """
+    if _whole_rows(shape, offsets, lengths):
+        order = numpy.argsort(offsets[:, 0])
+        begins, ends = offsets[order, 0], (offsets + lengths)[order, 0]
+        return bool(begins[0] == 0 and ends[-1] == shape[0] and (begins[1:] == ends[:-1]).all())
     whole_offsets = numpy.zeros((1, len(shape)), dtype=numpy.int64)
     whole_lengths = numpy.array([shape], dtype=numpy.int64).reshape(1, len(shape))
     boxes = numpy.concatenate([offsets, whole_offsets])
@@ -311,39 +323,32 @@ def covers_exactly(shape: tuple[int, ...], offsets: numpy.ndarray, lengths: nump
     return not numpy.add.reduceat(sums, numpy.flatnonzero(first)).any()
 
 
-def chunk_bytes(lengths: numpy.ndarray, dtype: torch.dtype) -> numpy.ndarray:
-    """Return the size in bytes of every chunk of a table."""
-    return numpy.prod(lengths, axis=1, dtype=numpy.int64) * dtype.itemsize
+def _whole_rows(shape: tuple[int, ...], offsets: numpy.ndarray, lengths: numpy.ndarray) -> bool:
+    """Whether there are rectangles, and all are rows of the tensor: the common case, and quickly checked."""
+    return bool(len(shape) and len(offsets) and not offsets[:, 1:].any() and (lengths[:, 1:] == shape[1:]).all())
 
 
-def _check_bytes_used_once(tensors: dict[str, TensorEntry], chunks: dict[str, ChunkTable], where: Path | str) -> None:
-    """No two chunks share bytes, so that the files bound what a reader can be made to allocate."""
-    names = [name for name, table in chunks.items() if len(table.start)]
-    if not names:
-        return
-    rank = numpy.concatenate([chunks[name].rank for name in names])
-    start = numpy.concatenate([chunks[name].start for name in names])
-    size = numpy.concatenate([chunk_bytes(chunks[name].lengths, tensors[name].dtype) for name in names])
-    order = numpy.lexsort((start, rank))
-    shared = (rank[order][1:] == rank[order][:-1]) & ((start + size)[order][:-1] > start[order][1:])
-    if shared.any():
-        position = int(order[1:][shared][0])
-        owner = numpy.repeat(numpy.arange(len(names)), [len(chunks[name].start) for name in names])
-        _refuse(
-            where, f"{names[owner[position]]}: a chunk shares bytes of {rank_file(int(rank[position]))} with another"
-        )
+def _rectangles(
+    part: dict[str, Any], column: str, inside: numpy.ndarray, fill: int, file: str, where: Path | str
+) -> numpy.ndarray:
+    """A column with a number for each dimension of each chunk, as [chunks, M]."""
+    flat = _column(part, column, file, where)
+    if len(flat) != inside.sum():
+        _refuse(where, f"{file}: {column} has {len(flat)} numbers for the {inside.sum()} dimensions of its chunks")
+    rows = numpy.full(inside.shape, fill, dtype=numpy.int64)
+    rows[inside] = flat
+    return rows
 
 
-def _column(entry: dict[str, Any], column: str, shape: tuple[int, ...], name: str, where: Path | str) -> numpy.ndarray:
+def _column(part: dict[str, Any], column: str, file: str, where: Path | str) -> numpy.ndarray:
     # types are looked at before numpy is: it would take strings and fractions too, and make room for the longest string
-    rows = entry.get(column)
-    right = isinstance(rows, list) and len(rows) == shape[0]
-    if right and len(shape) == 2:
-        right = set(map(type, rows)) <= {list} and set(map(len, rows)) <= {shape[1]}
-        rows = list(itertools.chain.from_iterable(rows)) if right else rows
-    if not right or not set(map(type, rows)) <= {int} or (rows and not -(2**62) < min(rows) <= max(rows) < 2**62):
-        _refuse(where, f"{name}: {column} is not a table of integers of shape {list(shape)}")
-    return numpy.array(rows, dtype=numpy.int64).reshape(shape)
+    numbers = part.get(column)
+    if not isinstance(numbers, list) or not set(map(type, numbers)) <= {int}:
+        _refuse(where, f"{file}: {column} is not a list of integers")
+    try:
+        return numpy.array(numbers, dtype=numpy.int64)
+    except OverflowError:
+        _refuse(where, f"{file}: {column} holds an integer that is too large to be true")
 
 
 def _integer(value: Any, least: int, most: int, where: Path | str, what: str) -> int:

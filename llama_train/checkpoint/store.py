@@ -8,7 +8,6 @@ Until the rename the directory is `.step-00000100.partial`, which no reader look
 """
 
 import copy
-import json
 import logging
 import os
 import re
@@ -27,16 +26,15 @@ from llama_foundation.files import BLOCK_BYTES, checksum, fsync_directory, publi
 from llama_train.checkpoint.collective import Group, broadcast_bytes, gather_bytes, group_rank
 from llama_train.checkpoint.index import (
     INDEX,
+    aligned,
     complete_steps,
-    encode_index,
     is_safe_name,
     parse_index,
     rank_file,
     step_name,
 )
+from llama_train.checkpoint.index_writer import RankReport, encode_index, failure, outcome
 from llama_train.engine.engine import Chunk
-
-ALIGNMENT = 64  # bytes; any dtype can be mapped from such an address
 
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.(partial|replaced|deleted)")
 _log = logging.getLogger(__name__)
@@ -152,11 +150,11 @@ class CheckpointStore:
         partial = self.directory / f".{step_name(step)}.partial"
         self._together(lambda: _make_anew(partial))
         try:
-            report: dict[str, Any] = write_rank_file(partial / rank_file(self._rank), chunks)
+            report = write_rank_file(partial / rank_file(self._rank), chunks).encode()
         except Exception as error:
-            report = {"error": f"rank {self._rank}: {_explain(error)}"}
+            report = failure(f"rank {self._rank}: {_explain(error)}")
         try:
-            reports = [json.loads(part) for part in gather_bytes(json.dumps(report).encode(), self._group)]
+            reports = gather_bytes(report, self._group)
         except RuntimeError as error:
             raise CheckpointError(f"step {step} is not saved: a rank is gone: {error}") from error
         self._together(lambda: self._publish(step, partial, reports, state, files))
@@ -165,20 +163,21 @@ class CheckpointStore:
         self,
         step: int,
         partial: Path,
-        reports: list[dict[str, Any]],
+        reports: list[bytes],
         state: dict[str, Any],
         files: dict[str, Path],
     ) -> None:
         """On rank 0: write the index over what the ranks wrote, make the directory visible, and drop old ones."""
         try:
-            errors = [report["error"] for report in reports if "error" in report]
+            outcomes = [outcome(report) for report in reports]
+            errors = [each["error"] for each in outcomes if "error" in each]
             if errors:
                 raise CheckpointError("; ".join(errors))
-            for rank, report in enumerate(reports):
+            for rank, each in enumerate(outcomes):
                 path = partial / rank_file(rank)
-                if not path.is_file() or path.stat().st_size != report["bytes"]:
+                if not path.is_file() or path.stat().st_size != each["bytes"]:
                     raise CheckpointError(
-                        f"{path}: rank {rank} wrote {report['bytes']} bytes that rank 0 does not see; "
+                        f"{path}: rank {rank} wrote {each['bytes']} bytes that rank 0 does not see; "
                         "checkpoints must be on a file system that all ranks share"
                     )
             copied = {name: _copy(source, partial, name) for name, source in files.items()}
@@ -248,14 +247,14 @@ class CheckpointStore:
             raise CheckpointError(message.decode())
 
 
-def write_rank_file(path: Path, chunks: Iterable[Chunk]) -> dict[str, Any]:
+def write_rank_file(path: Path, chunks: Iterable[Chunk]) -> RankReport:
     """Write `chunks` one after the other, flush them to disk, and return this rank's part of the index.
 
     Raises:
         CheckpointError: the file system refuses; says how many bytes were needed.
     """
-    tensors: dict[str, dict[str, Any]] = {}
-    position, size, name = 0, 0, "its first chunk"
+    report = RankReport()
+    size, name = 0, "its first chunk"
     try:
         with open(path, "wb") as file:
             for chunk in chunks:
@@ -263,41 +262,22 @@ def write_rank_file(path: Path, chunks: Iterable[Chunk]) -> dict[str, Any]:
                 size, name = len(data), chunk.name
                 if not size:
                     continue
-                padding = -position % ALIGNMENT
-                _write(file, bytes(padding))
-                position += padding
+                _write(file, bytes(aligned(report.bytes) - report.bytes))
                 digests = []
                 for begin in range(0, size, BLOCK_BYTES):
                     block = data[begin : begin + BLOCK_BYTES]
                     digests.append(checksum(block))
                     _write(file, block)
-                part = tensors.setdefault(chunk.name, _part(chunk))
-                part["start"].append(position)
-                part["offsets"].append(list(chunk.offsets))
-                part["lengths"].append(list(chunk.tensor.shape))
-                part["checksums"].append("".join(digests))
-                position += size
+                report.add(chunk, size, digests)
                 del chunk, data, block  # before the next one is made
             _flush(file)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         raise CheckpointError(
-            f"{path}: {error.strerror}: {size} bytes needed for {name} after {position} bytes, {free} bytes free; "
+            f"{path}: {error.strerror}: {size} bytes needed for {name} after {report.bytes} bytes, {free} bytes free; "
             "make room (checkpoint.keep_last, checkpoint.keep_every) or save elsewhere"
         ) from error
-    return {"bytes": position, "tensors": tensors}
-
-
-def _part(chunk: Chunk) -> dict[str, Any]:
-    dtype = str(chunk.tensor.dtype).removeprefix("torch.")
-    return {
-        "dtype": dtype,
-        "shape": list(chunk.shape),
-        "start": [],
-        "offsets": [],
-        "lengths": [],
-        "checksums": [],
-    }
+    return report
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

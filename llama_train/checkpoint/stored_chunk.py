@@ -24,9 +24,11 @@ class StoredChunk:
         self.item_bytes = index.tensors[name].dtype.itemsize
         self.size = math.prod(self.lengths) * self.item_bytes
         self.start = int(table.start[position])
-        self.digests = table.checksums[position]
+        self._index = index
+        self._rank = int(table.rank[position])
+        self._first_digest = int(table.digest[position])
         self.block_bytes = index.block_bytes
-        self.path = directory / rank_file(int(table.rank[position]))
+        self.path = directory / rank_file(self._rank)
         self._kept: tuple[int, memoryview] | None = None  # the last block that was read for only a part of it
 
     def read_into(self, target: torch.Tensor, inside: tuple[int, ...], extent: tuple[int, ...]) -> None:
@@ -79,7 +81,7 @@ class StoredChunk:
             if not count:
                 raise CheckpointError(f"{self.path}: truncated at byte {begin + done}; it holds a part of {self.name}")
             done += count
-        if checksum(target) != self.digests[32 * block : 32 * block + 32]:
+        if checksum(target) != self._index.digest(self._rank, self._first_digest + block):
             raise CheckpointError(
                 f"{self.path}: damaged: bytes {begin} to {begin + len(target)}, a part of {self.name}, do not have "
                 "their checksum; use an earlier checkpoint"

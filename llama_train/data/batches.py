@@ -17,7 +17,9 @@ from llama_train.model.llama import IGNORE
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass reads; every tensor is int64 of shape [micro_batch_size, sequence_length].
+    """What one forward pass reads; every tensor is int32 of shape [micro_batch_size, sequence_length].
+
+    Half the memory to fill and to copy to a device that int64 would take; what needs int64 widens it there.
 
     `labels` are the next tokens, `IGNORE` where the loss does not count. `document_ids` number the documents inside a
     row from 0; `positions` count from 0 inside each document (inside the row without document masks, where
@@ -30,6 +32,7 @@ class MicroBatch:
     positions: torch.Tensor
 
 
+_DTYPE = np.dtype(np.int32)
 _BLOCK_BYTES = 8 << 20
 
 Window = tuple[np.ndarray, np.ndarray]
@@ -52,10 +55,10 @@ def row_blocks(rows: int, sequence_length: int, together: int) -> Iterator[np.nd
     It is allocated in blocks of up to 8 MiB: 64 KiB at a time, the memory went back to the system after every step, and
     a third of the loader's time was its page faults.
     """
-    per_block = max(together, _BLOCK_BYTES // (4 * 8 * sequence_length) // together * together)
+    per_block = max(together, _BLOCK_BYTES // (4 * _DTYPE.itemsize * sequence_length) // together * together)
     for first in range(0, rows, per_block):
         count = min(per_block, rows - first)
-        block = np.empty((4, count, sequence_length), np.int64)
+        block = np.empty((4, count, sequence_length), _DTYPE)
         for row in range(0, count, together):
             yield block[:, row : row + together]
 
@@ -63,7 +66,7 @@ def row_blocks(rows: int, sequence_length: int, together: int) -> Iterator[np.nd
 def make_micro_batch(
     windows: Sequence[Window], document_masks: bool = True, memory: np.ndarray | None = None
 ) -> MicroBatch:
-    """Make tensors of windows of one length, in `memory` (int64 [4, windows, length]) if it is given.
+    """Make tensors of windows of one length, in `memory` (int32 [4, windows, length]) if it is given.
 
     With document masks, a document that starts inside a row starts at position 0 and has the next id, and the token
     before it has no label: nothing in its own document follows it. A row that begins inside a document counts from 0.
@@ -86,7 +89,7 @@ def make_micro_batch(
 def make_packed_micro_batch(
     packs: Sequence[Sequence[np.ndarray]], sequence_length: int, memory: np.ndarray | None = None
 ) -> MicroBatch:
-    """Make tensors of packs of pieces, in `memory` (int64 [4, packs, sequence_length]) if it is given.
+    """Make tensors of packs of pieces, in `memory` (int32 [4, packs, sequence_length]) if it is given.
 
     A piece is a document of its own: it starts at position 0, also where it continues one that was cut, has the next
     id, and its last token has no label. What is left of a row is padding: token 0, no labels, an id of its own.
@@ -106,7 +109,7 @@ def make_packed_micro_batch(
 
 
 def _rows(memory: np.ndarray | None, rows: int, length: int) -> np.ndarray:
-    memory = np.empty((4, rows, length), np.int64) if memory is None else memory
+    memory = np.empty((4, rows, length), _DTYPE) if memory is None else memory
     assert memory.shape == (4, rows, length), memory.shape
     return memory
 
@@ -115,13 +118,13 @@ def _number(document_ids: np.ndarray, positions: np.ndarray, firsts: np.ndarray)
     """Fill a row's document ids and positions, given the columns at which documents begin, 0 among them."""
     stops = np.concatenate((firsts[1:], [len(positions)]))
     sizes = stops - firsts
-    document_ids[:] = np.repeat(np.arange(len(firsts)), sizes)
-    np.subtract(_count_to(len(positions)), np.repeat(firsts, sizes), out=positions)
+    document_ids[:] = np.repeat(_count_to(len(positions))[: len(firsts)], sizes)
+    np.subtract(_count_to(len(positions)), np.repeat(firsts.astype(_DTYPE), sizes), out=positions)
 
 
 @functools.lru_cache(maxsize=4)
 def _count_to(stop: int) -> np.ndarray:
-    return np.arange(stop)
+    return np.arange(stop, dtype=_DTYPE)
 
 
 def validation_micro_batches(

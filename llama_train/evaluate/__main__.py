@@ -16,10 +16,11 @@ from rich.table import Table
 from data_pipeline.shards.reader import open_root
 from llama_foundation.errors import ConfigError
 from llama_foundation.files import publish_json
+from llama_train.command import check_device, run_command
 from llama_train.evaluate.held_out import held_out_loss
 from llama_train.evaluate.score import Scorer
 from llama_train.evaluate.task_files import UnknownKindError, find_tasks, read_task, run_task
-from llama_train.inference import check_device, opened, run_command
+from llama_train.inference import opened
 
 
 @dataclass

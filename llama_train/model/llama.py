@@ -49,10 +49,10 @@ class Llama(nn.Module):
         """Compute logits, or with `labels` the summed loss.
 
         Args:
-            tokens: [B, S] int64.
-            labels: [B, S] int64, the token that each position should predict; `IGNORE` does not count.
-            document_ids: [B, S] int64; attention stays inside equal ids. None: each row is one document.
-            positions: [B, S] int64, of the rotary embedding. None: 0 to S-1.
+            tokens: [B, S] int32 or int64, as the others.
+            labels: [B, S], the token that each position should predict; `IGNORE` does not count.
+            document_ids: [B, S]; attention stays inside equal ids. None: each row is one document.
+            positions: [B, S], of the rotary embedding. None: 0 to S-1.
 
         Returns:
             Without labels, logits [B, S, V] in the weights' dtype. With labels, (sum of the cross-entropy in nats as a

@@ -16,7 +16,7 @@ IGNORE = -100
 def summed_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (summed cross-entropy in nats, number of labels that are not `IGNORE`)."""
     wide_BSV = logits_BSV.to(compute_dtype(logits_BSV.dtype))
-    loss = F.cross_entropy(wide_BSV.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORE, reduction="sum")
+    loss = F.cross_entropy(wide_BSV.flatten(0, 1), labels_BS.flatten().long(), ignore_index=IGNORE, reduction="sum")
     return loss, (labels_BS != IGNORE).sum()
 
 
@@ -61,7 +61,7 @@ class _ChunkedLoss(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight_VD, dtype=wide) if weight_needs else None
         for first in range(0, len(labels_N), chunk):
             piece = slice(first, first + chunk)
-            hidden_CD, labels_C = hidden_ND[piece], labels_N[piece]
+            hidden_CD, labels_C = hidden_ND[piece], labels_N[piece].long()
             logs_CV = torch.log_softmax(hidden_CD @ weight_VD.T, dim=-1, dtype=wide)
             loss += F.nll_loss(logs_CV, labels_C, ignore_index=IGNORE, reduction="sum")
             if not (hidden_needs or weight_needs):

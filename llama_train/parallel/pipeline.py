@@ -163,7 +163,7 @@ class Pipeline:
     def _stage(self, stage: int, rows: int, length: int) -> PipelineStage:
         shape = self._hidden_shape(rows, length)
         hidden = torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=True)
-        tokens = torch.empty(rows, length, dtype=torch.int64, device="meta")
+        tokens = torch.empty(rows, length, dtype=torch.int32, device="meta")
         last = stage == len(self.ranks) - 1
         loss_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         output = torch.empty(1, dtype=loss_dtype, device="meta", requires_grad=True) if last else hidden

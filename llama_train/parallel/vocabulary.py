@@ -83,7 +83,7 @@ class _Loss(torch.autograd.Function):
         padding = part.first + weight_VD.shape[0] - part.size  # rows of this part that no token has
         for first in range(0, len(labels_N), chunk):
             piece = slice(first, first + chunk)
-            hidden_CD, labels_C = hidden_ND[piece], labels_N[piece]
+            hidden_CD, labels_C = hidden_ND[piece], labels_N[piece].long()
             logits_CV = (hidden_CD @ weight_VD.T).to(wide)
             if padding > 0:
                 logits_CV[:, max(weight_VD.shape[0] - padding, 0) :] = -torch.inf

@@ -1,6 +1,7 @@
 """Run a configuration in several layouts and measure how far each is from one process.
 
-torch is imported only where tensors are read: the processes that compute are others.
+torch is imported only where tensors are read, for the processes that compute are others, and numpy and pyarrow only
+where shards are made: --help needs none of them.
 """
 
 from __future__ import annotations
@@ -14,11 +15,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from data_pipeline.shards.pack_writer import write_packs
-from data_pipeline.shards.reader import ShardSet
-from data_pipeline.shards.writer import ShardSetWriter, write_root
 from llama_foundation import compose
 from llama_foundation.errors import RunError
 from llama_foundation.files import publish_text
@@ -27,6 +23,7 @@ from llama_train.prove.start import log_file, run_worker
 from llama_train.prove.stretch import TIMEOUT_SECONDS, Stretch
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from llama_train.checkpoint.restore import Checkpoint
@@ -181,6 +178,12 @@ def make_shards(
     Args:
         packed_for: a sequence length; the training documents are packed for it by best fit.
     """
+    import numpy as np
+
+    from data_pipeline.shards.pack_writer import write_packs
+    from data_pipeline.shards.reader import ShardSet
+    from data_pipeline.shards.writer import write_root
+
     sources = ["even", "odd"]
     splits = {"train": tokens, "validation": validation_tokens}
     splits = {split: count for split, count in splits.items() if count > 0}
@@ -203,6 +206,10 @@ def make_shards(
 
 
 def _write_random_documents(directory: Path, vocabulary: int, tokens: int, generator: np.random.Generator) -> None:
+    import numpy as np
+
+    from data_pipeline.shards.writer import ShardSetWriter
+
     with ShardSetWriter(directory, "proof", vocabulary) as writer:
         written = row = 0
         while written < tokens:

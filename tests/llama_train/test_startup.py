@@ -6,7 +6,16 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("entry", ["llama_train.__main__", "llama_train.prove.__main__", "llama_train.inspect"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "llama_train.__main__",
+        "llama_train.prove.__main__",
+        "llama_train.inspect",
+        "llama_train.generate",
+        "llama_train.export",
+    ],
+)
 def test_a_command_is_imported_without_torch(entry):
     run = subprocess.run(
         [sys.executable, "-c", f"import sys, {entry}; print('torch' in sys.modules)"], capture_output=True

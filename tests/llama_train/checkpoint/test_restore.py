@@ -24,7 +24,7 @@ from llama_foundation.errors import CheckpointError
 from llama_train.checkpoint import store as store_module
 from llama_train.checkpoint import stored_chunk
 from llama_train.checkpoint.collective import broadcast_bytes, gather_bytes
-from llama_train.checkpoint.index import seal
+from llama_train.checkpoint.index_writer import seal
 from llama_train.checkpoint.restore import newest_good, open_checkpoint, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.engine.engine import Chunk
@@ -289,28 +289,55 @@ def _set(tensor, key, value):
     return change
 
 
+def _column(column, change):
+    """Change a column of the only rank: in `saved`, EMBEDDING is its first chunk, [37, 12] of float32."""
+
+    def change_column(index):
+        index["ranks"][0][column] = change(index["ranks"][0][column])
+
+    return change_column
+
+
+def _another_rank(index):
+    index["ranks"].append({"bytes": 0, "tensors": [], "offsets": [], "lengths": [], "checksums": ""})
+
+
 HARMFUL = {
-    "rank that does not exist": (_set(EMBEDDING, "rank", [7]), "embed_tokens.*rank that does not exist"),
-    "beyond the file": (_set(EMBEDDING, "start", [10**7]), r"embed_tokens.*outside of rank-00000\.bin"),
-    "overflowing start": (_set(EMBEDDING, "start", [2**62 - 1]), "embed_tokens.*outside of rank"),
-    "negative start": (_set(EMBEDDING, "start", [-64]), "embed_tokens.*outside of rank"),
-    "shared bytes": (_set("weights/model.norm.weight", "start", [0]), "shares bytes of rank-00000"),
-    "outside of the shape": (_set(EMBEDDING, "offsets", [[1, 0]]), "embed_tokens.*outside of the tensor"),
+    "tensor that does not exist": (_column("tensors", lambda rows: [7000, *rows[1:]]), "tensor that does not exist"),
+    "negative tensor": (_column("tensors", lambda rows: [-1, *rows[1:]]), "rank-00000.*tensor that does not exist"),
+    "beyond the file": (_column("bytes", lambda size: size - 4), r"rank-00000\.bin: has \d+ bytes, but its chunks end"),
+    "more than the chunks": (_column("bytes", lambda size: size + 64), r"rank-00000\.bin.*but its chunks end at"),
+    "absurdly long file": (_column("bytes", lambda size: 2**60), r"rank-00000\.bin: has"),
+    "negative file": (_column("bytes", lambda size: -1), r"rank-00000\.bin: bytes: -1 is not"),
+    "chunk larger than the file": (_column("bytes", lambda size: 64), "less than its chunks take"),
+    "chunk left out": (_column("tensors", lambda rows: rows[1:]), r"rank-00000\.bin: offsets has \d+ numbers"),
+    "offset left out": (_column("offsets", lambda rows: rows[1:]), r"rank-00000\.bin: offsets has \d+ numbers"),
+    "length too many": (_column("lengths", lambda rows: [*rows, 1]), r"rank-00000\.bin: lengths has \d+ numbers"),
+    "outside of the shape": (_column("offsets", lambda rows: [1, *rows[1:]]), "embed_tokens.*outside of the tensor"),
+    "negative offset": (_column("offsets", lambda rows: [-1, *rows[1:]]), "embed_tokens.*outside of the tensor"),
+    "empty chunk": (_column("lengths", lambda rows: [0, *rows[1:]]), "embed_tokens.*outside of the tensor"),
+    "overflowing offset": (_column("offsets", lambda rows: [2**63 - 1, *rows[1:]]), "embed_tokens.*outside of the"),
+    "overlong integer": (_column("offsets", lambda rows: [2**63, *rows[1:]]), "offsets holds an integer that is too"),
+    "boolean": (_column("tensors", lambda rows: [False, *rows[1:]]), "rank-00000.*tensors is not a list of integers"),
+    "fraction": (_column("offsets", lambda rows: [0.0, *rows[1:]]), "rank-00000.*offsets is not a list of integers"),
+    "text": (_column("lengths", lambda rows: ["37", *rows[1:]]), "rank-00000.*lengths is not a list of integers"),
+    "a table": (_column("lengths", lambda rows: [[37], *rows[1:]]), "rank-00000.*lengths is not a list of integers"),
+    "no checksum": (_column("checksums", lambda digests: digests[32:]), "rank-00000.*checksums: not 32 digits for"),
+    "checksums in a list": (_column("checksums", lambda digests: [digests]), "rank-00000.*checksums: not 32 digits"),
+    "no ranks": (lambda index: index | {"ranks": []}, "ranks: not a list of at least one object"),
+    "a rank of none": (lambda index: index | {"ranks": [None]}, "ranks: not a list of at least one object"),
     "gap": (_set(EMBEDDING, "shape", [38, 12]), "embed_tokens.*chunks are missing: they hold 444 elements of 456"),
     "huge shape": (_set(EMBEDDING, "shape", [2**40, 2**40]), "embed_tokens.*too large"),
     "negative shape": (_set(EMBEDDING, "shape", [-1, 12]), r"embed_tokens\.weight: shape: -1 is not"),
     "many dimensions": (_set(EMBEDDING, "shape", [1] * 40), r"embed_tokens\.weight: shape"),
-    "boolean": (_set(EMBEDDING, "rank", [False]), r"embed_tokens\.weight: rank is not a table"),
-    "fraction": (_set(EMBEDDING, "start", [0.5]), r"embed_tokens\.weight: start is not a table"),
     "object dtype": (_set(EMBEDDING, "dtype", "object"), r"embed_tokens\.weight: dtype 'object'; known: float64"),
     "unhashable dtype": (_set(EMBEDDING, "dtype", ["float32"]), r"embed_tokens\.weight: dtype"),
-    "no checksum": (_set(EMBEDDING, "checksums", [""]), "embed_tokens.*0 digits"),
     "tiny blocks": (lambda index: index | {"block_bytes": 0}, "block_bytes: 0"),
-    "newer version": (lambda index: index | {"version": 2}, "version 2; this release reads version 1"),
+    "newer version": (lambda index: index | {"version": 3}, "version 3; this release reads version 2"),
     "another format": (lambda index: index | {"format": "x"}, "not the index"),
     "escape": (lambda index: index | {"files": {"../../etc/passwd": [1, "x"]}}, "not a plain relative path"),
     "absolute": (lambda index: index | {"files": {"/etc/passwd": [1, "x"]}}, "not a plain relative path"),
-    "many ranks": (lambda index: index | {"rank_bytes": [*index["rank_bytes"], 5]}, r"rank-00001\.bin: missing"),
+    "many ranks": (_another_rank, r"rank-00001\.bin: missing"),
     "a list": (lambda index: [index], "not readable as JSON"),
     "an empty object": (lambda index: {"x": 1}, "not the index"),
 }
@@ -330,7 +357,7 @@ def test_overlap_is_refused_even_when_the_sizes_add_up(tmp_path):
     CheckpointStore(tmp_path).save(
         1, [Chunk("weights/a", (4, 4), (0, 0), half), Chunk("weights/a", (4, 4), (2, 0), half)], {}
     )
-    rewrite(tmp_path / "step-00000001", _set("weights/a", "offsets", [[0, 0], [1, 0]]))
+    rewrite(tmp_path / "step-00000001", _column("offsets", lambda rows: [0, 0, 1, 0]))
     with pytest.raises(CheckpointError, match="weights/a: chunks overlap"):
         open_checkpoint(tmp_path)
 

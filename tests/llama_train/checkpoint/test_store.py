@@ -36,19 +36,21 @@ def test_bytes_on_disk_are_what_the_format_says(tmp_path):
     line, _, rest = text.partition(b"\n")
     assert line == b'{"checksum":"' + xxhash.xxh3_128_hexdigest(b"\n" + rest).encode() + b'",'
     index = json.loads(text)
-    assert index["rank_bytes"] == [16 + 48 + 16]
     assert index["step"] == 7
     assert index["state"] == {"x": 1}
-    assert index["tensors"]["weights/a"] == {
-        "dtype": "float32",
-        "shape": [2, 2],
-        "rank": [0],
-        "start": [0],
-        "offsets": [[0, 0]],
-        "lengths": [[2, 2]],
-        "checksums": [xxhash.xxh3_128_hexdigest(first_bytes)],
+    assert index["tensors"] == {
+        "weights/a": {"dtype": "float32", "shape": [2, 2]},
+        "weights/b": {"dtype": "int64", "shape": [2]},
     }
-    assert index["tensors"]["weights/b"]["start"] == [64]
+    assert index["ranks"] == [
+        {
+            "bytes": 16 + 48 + 16,
+            "tensors": [0, 1],
+            "offsets": [0, 0, 0],
+            "lengths": [2, 2, 2],
+            "checksums": xxhash.xxh3_128_hexdigest(first_bytes) + xxhash.xxh3_128_hexdigest(second_bytes),
+        }
+    ]
     assert sorted(path.name for path in directory.iterdir()) == ["index.json", "rank-00000.bin"]
 
 

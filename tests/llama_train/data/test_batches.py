@@ -23,7 +23,7 @@ def test_documents_positions_and_labels_by_hand():
     assert batch.labels.tolist() == [[2, IGNORE, 12, 13, IGNORE], [7, 8, 2, IGNORE, 9]]
     assert batch.document_ids.tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]]
     assert batch.positions.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 0]]
-    assert {part.dtype for part in (batch.tokens, batch.labels, batch.document_ids, batch.positions)} == {torch.int64}
+    assert {part.dtype for part in (batch.tokens, batch.labels, batch.document_ids, batch.positions)} == {torch.int32}
 
 
 @pytest.mark.filterwarnings("error")

@@ -57,7 +57,7 @@ def test_a_pack_becomes_rows_by_hand():
     ]
     assert batch.document_ids.tolist() == [[0, 0, 0, 1, 1, 2, 2], [0] * 7, [0, 1, 1, 1, 1, 2, 2]]
     assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0, 1], list(range(7)), [0, 0, 1, 2, 3, 0, 1]]
-    assert {part.dtype for part in vars(batch).values()} == {torch.int64}
+    assert {part.dtype for part in vars(batch).values()} == {torch.int32}
 
 
 def test_the_loss_of_a_pack_is_that_of_its_pieces_one_by_one():
