@@ -54,7 +54,9 @@ def harness_task(path: Path, delimiter: str, shots: int, max_new_tokens: int | N
         return common | {
             "output_type": "loglikelihood",
             "doc_to_text": lambda example: example["context"] + ask,
-            "doc_to_target": "continuation",
+            # of this output type the harness puts the delimiter before what is shown, but not before what is scored
+            "doc_to_target": lambda example: common["target_delimiter"] + example["continuation"],
+            "fewshot_config": {"sampler": "first_n", "doc_to_target": "{{continuation}}"},
             "metric_list": [ACCURACY, perplexity],
         }
     generated["generation_kwargs"]["until"] = {

@@ -91,16 +91,16 @@ def test_task_files_give_the_numbers_of_the_hugging_face_backend(
         tokenizer=theirs[1],
         batch_size=1,
     )
-    paths = {path.name.split(".jsonl")[0]: path for path in task_files.glob("*.jsonl*")}
-    shown = {name: 0 if name == "programs" else shots for name in paths}
-    reported = simple_evaluate(
-        model,
-        tasks=[harness_task(path, " ", shown[name], 8) for name, path in paths.items()],
-        task_manager=TaskManager(include_defaults=False),
-        bootstrap_iters=0,
-    )
-    for name, path in paths.items():
+    for path in sorted(task_files.glob("*.jsonl*")):
+        name = path.name.split(".jsonl")[0]
         ours = run_task(read_task(name, path, " ", shots=shots, max_new_tokens=8), scorer)
+        # One by one: the backend mixes up requests of one call that are the same text cut in two places.
+        reported = simple_evaluate(
+            model,
+            tasks=[harness_task(path, " ", 0 if name == "programs" else shots, 8)],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+        )
         numbers = reported["results"][name]
         for metric in METRICS[name]:
             assert ours.numbers[metric] == pytest.approx(numbers[f"{metric},none"], rel=1e-4), (name, metric)
