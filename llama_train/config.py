@@ -129,10 +129,11 @@ class ValidationConfig:
     tasks: list[str] = field(default_factory=list)  # of task_files; none: all of them
     tasks_every: int = 0  # optimizer steps between runs of the tasks; 0: never
     tasks_limit: int = 100  # examples of each task; 0: all
+    tasks_shots: int = 0  # other examples of the file shown, with their answers, before each
     delimiters: dict[str, str] = field(default_factory=dict)  # task → text between question and answer; " " elsewhere
 
     def check(self) -> None:
-        for name in ("every", "batches", "tasks_every", "tasks_limit"):
+        for name in ("every", "batches", "tasks_every", "tasks_limit", "tasks_shots"):
             _at_least(f"validation.{name}", getattr(self, name), 0)
         if self.tasks_every > 0 and self.task_files is None:
             raise ConfigError(f"validation.tasks_every={self.tasks_every} needs validation.task_files=DIR")

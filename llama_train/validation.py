@@ -7,12 +7,13 @@ import torch.distributed as dist
 
 from data_pipeline.shards.reader import ShardRoot
 from data_pipeline.tokenize import load_tokenizer
-from llama_foundation.errors import UserError
+from llama_foundation.errors import ConfigError, UserError
 from llama_train.config import TrainConfig, ValidationConfig
 from llama_train.data.batches import validation_micro_batches
 from llama_train.engine.engine import Engine
 from llama_train.evaluate.score import Scorer
-from llama_train.evaluate.task_files import Task, find_tasks, read_task, run_task
+from llama_train.evaluate.task_files import Task, find_tasks, read_task
+from llama_train.evaluate.task_scores import run_task
 from llama_train.parallel.layout import Layout
 from llama_train.peers import Peers
 
@@ -56,16 +57,23 @@ def load_tasks(settings: ValidationConfig) -> list[Task]:
     """Read the tasks of `validation.task_files`; none if they are never run.
 
     Raises:
-        ConfigError: there is no such task.
+        ConfigError: there is no such task, or it asks for programs.
         DataError: a task's file cannot be read, or is of no kind that is known.
     """
     if settings.tasks_every == 0:
         return []
     assert settings.task_files is not None
-    return [
-        read_task(name, path, settings.delimiters.get(name, " "), settings.tasks_limit)
+    tasks = [
+        read_task(name, path, settings.delimiters.get(name, " "), settings.tasks_limit, settings.tasks_shots)
         for name, path in find_tasks(settings.task_files, settings.tasks).items()
     ]
+    for task in tasks:
+        if task.kind == "code":
+            raise ConfigError(
+                f"validation.tasks: {task.name} asks for programs, which are never run while training; list the other "
+                "tasks of validation.task_files, and use llama-evaluate for this one"
+            )
+    return tasks
 
 
 def run_tasks(
@@ -80,7 +88,7 @@ def run_tasks(
     values = {}
     for task in load_tasks(config.validation):
         try:
-            numbers = run_task(task, scorer)
+            numbers = run_task(task, scorer).numbers
         except UserError as error:
             tell(f"task {task.name} could not be run: {error}")
             continue

@@ -136,6 +136,17 @@ class OutputTensor:
     def bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
+    def write(self, file: BinaryIO, wrote: Callable[[int], None]) -> None:
+        """Write the values where `file` stands, holding one piece at a time; call `wrote` with bytes as they go out."""
+        written = 0
+        for part in self.parts():
+            data = memoryview(part.to(self.dtype).contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(data)
+            wrote(len(data))
+            written += len(data)
+            del part, data  # before the next one is read
+        assert written == self.bytes, (self.name, written, self.bytes)
+
 
 def plan_shards(tensors: list[OutputTensor], most_bytes: int) -> list[list[OutputTensor]]:
     """Group tensors, in order, into files of at most `most_bytes`; a larger tensor has a file of its own."""
@@ -180,14 +191,7 @@ def write_safetensors(path: Path, tensors: list[OutputTensor], wrote: Callable[[
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            written = 0
-            for part in tensor.parts():
-                data = memoryview(part.to(tensor.dtype).contiguous().reshape(-1).view(torch.uint8).numpy())
-                file.write(data)
-                wrote(len(data))
-                written += len(data)
-                del part, data  # before the next one is read
-            assert written == tensor.bytes, (tensor.name, written, tensor.bytes)
+            tensor.write(file, wrote)
         flush(file)
 
 

@@ -114,14 +114,7 @@ def write_pth(path: Path, tensors: list[OutputTensor], wrote: Callable[[int], No
         for tensor, storage in zip(tensors, storages, strict=True):
             assert storage.file_size == tensor.bytes and storage.compress_type == zipfile.ZIP_STORED, tensor.name
             file.seek(_data_offset(file, storage))
-            written = 0
-            for part in tensor.parts():
-                data = memoryview(part.to(tensor.dtype).contiguous().reshape(-1).view(torch.uint8).numpy())
-                file.write(data)
-                wrote(len(data))
-                written += len(data)
-                del part, data  # before the next one is read
-            assert written == tensor.bytes, (tensor.name, written, tensor.bytes)
+            tensor.write(file, wrote)
         flush(file)
 
 

@@ -3,6 +3,7 @@
 Under torchrun the model is sharded over the ranks, and the work is dealt out to them.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,12 @@ from rich.table import Table
 
 from data_pipeline.shards.reader import open_root
 from llama_foundation.errors import ConfigError
-from llama_foundation.files import publish_json
+from llama_foundation.files import publish_json, publish_text
 from llama_train.command import check_device, run_command
 from llama_train.evaluate.held_out import held_out_loss
 from llama_train.evaluate.score import Scorer
-from llama_train.evaluate.task_files import UnknownKindError, find_tasks, read_task, run_task
+from llama_train.evaluate.task_files import Task, UnknownKindError, find_tasks, read_task
+from llama_train.evaluate.task_scores import run_task
 from llama_train.inference import opened
 
 
@@ -35,8 +37,12 @@ class EvaluateConfig:
     task_files: str | None = None  # a directory of JSONL tasks; without `tasks`, all of them
     delimiters: dict[str, str] = field(default_factory=dict)  # task → text between question and answer; " " elsewhere
     harness_tasks: str | None = None  # a directory of more lm-evaluation-harness tasks, in YAML
-    shots: int | None = None  # examples shown before each of a harness task; null: what the task says
+    shots: int | None = None  # examples shown before each; null: none in task_files, else what the harness task says
+    shots_from: dict[str, str] = field(default_factory=dict)  # task of task_files → file of what is shown; else its own
     limit: int = 0  # examples of each task; 0: all
+    max_new_tokens: int | None = None  # of each text generated for task_files; null: what the kind of task says
+    execute_code: bool = False  # run the programs that the model writes, as this user, with no sandbox around them
+    samples: str | None = None  # a directory to write the texts to that were generated for task_files, as JSONL
     batch_size: int = 8  # sequences in one forward pass of one process
     tokenizer: str | None = None  # a file or directory; null: the one kept with the checkpoint
     device: str = "auto"  # auto, cpu or cuda
@@ -50,8 +56,11 @@ class EvaluateConfig:
             raise ConfigError(f"shots={self.shots} must be at least 0")
         if self.task_files is not None and self.harness_tasks is not None:
             raise ConfigError("task_files and harness_tasks: give one of them")
-        if self.task_files is not None and self.shots:
-            raise ConfigError(f"shots={self.shots}: tasks in files have what they show in their examples; leave it out")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        for name in ("shots_from", "max_new_tokens", "execute_code", "samples"):
+            if self.task_files is None and getattr(self, name):
+                raise ConfigError(f"{name}={getattr(self, name)} is of tasks in files; add task_files=DIR")
         if self.shards is None and not self.tasks and self.task_files is None:
             raise ConfigError("nothing to evaluate; give shards=DIR, tasks=[...] or task_files=DIR")
         check_device(self.device)
@@ -66,7 +75,7 @@ def run(config: EvaluateConfig, store: dist.Store) -> None:
     """
     # What can be refused without the model is refused before it is loaded.
     shards = None if config.shards is None else open_root(config.shards)
-    files = None if config.task_files is None else find_tasks(config.task_files, config.tasks)
+    files, skipped = ([], {}) if config.task_files is None else read_files(config, config.task_files)
     with opened(config.checkpoint, config.tokenizer, config.device, store) as model:
         scorer = Scorer(model.model, model.config.context, model.tokenizer, model.peers, config.batch_size)
         results: dict[str, Any] = {"checkpoint": config.checkpoint}
@@ -79,8 +88,14 @@ def run(config: EvaluateConfig, store: dist.Store) -> None:
                 "sources": {name: sums.numbers() for name, sums in held_out.by_source.items()},
                 "languages": {name: sums.numbers() for name, sums in held_out.by_language.items()},
             }
-        if files is not None:
-            results |= run_files(scorer, files, config.delimiters, config.limit, skip=not config.tasks)
+        samples: dict[str, list[dict[str, str]]] = {}
+        if config.task_files is not None:
+            results |= {"tasks": {}, "skipped": skipped}
+            for task in files:
+                done = run_task(task, scorer, config.execute_code)
+                results["tasks"][task.name] = done.numbers
+                if done.samples:
+                    samples[task.name] = done.samples
         elif config.tasks:
             from llama_train.evaluate.harness import run_harness
 
@@ -88,30 +103,44 @@ def run(config: EvaluateConfig, store: dist.Store) -> None:
         if model.peers.rank != 0:
             return
     show(results, Console())
+    if config.samples is not None:
+        for name, lines in samples.items():
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            publish_text(Path(config.samples) / f"{name}.jsonl", text)
     if config.output is not None:
         publish_json(Path(config.output), results)
 
 
-def run_files(
-    scorer: Scorer, files: dict[str, Path], delimiters: dict[str, str], limit: int, skip: bool
-) -> dict[str, Any]:
-    """Run the tasks of `files`; with `skip`, those of a kind that is not known are told instead of refused.
+def read_files(config: EvaluateConfig, directory: str) -> tuple[list[Task], dict[str, str]]:
+    """Read the tasks of `directory`; of those that cannot be run, return why.
 
     Raises:
-        ConfigError: a delimiter is of no task.
-        DataError: a file cannot be read.
+        ConfigError: there is no such task, or `tasks` names one that needs a setting.
+        DataError: a file cannot be read, or `tasks` names one of no kind that is known.
     """
-    results: dict[str, Any] = {"tasks": {}, "skipped": {}}
+    tasks: list[Task] = []
+    skipped: dict[str, str] = {}
+    files = find_tasks(directory, config.tasks)
+    for name in config.shots_from:
+        if name not in files:
+            raise ConfigError(f"shots_from.{name}: is not a task of this run; its tasks: {', '.join(files)}")
     for name, path in files.items():
+        shots_path = Path(config.shots_from[name]) if name in config.shots_from else None
+        delimiter = config.delimiters.get(name, " ")
         try:
-            task = read_task(name, path, delimiters.get(name, " "), limit)
-        except UnknownKindError as error:
-            if not skip:
+            task = read_task(name, path, delimiter, config.limit, config.shots or 0, shots_path, config.max_new_tokens)
+            if task.kind == "code" and not config.execute_code and config.samples is None:
+                raise ConfigError(
+                    f"{name}: the model writes programs, which are only run with execute_code=true (as this user, with "
+                    "no sandbox around them); samples=DIR writes them to a file instead"
+                )
+        except (UnknownKindError, ConfigError) as error:
+            if config.tasks:
                 raise
-            results["skipped"][name] = str(error)
+            skipped[name] = str(error)
             continue
-        results["tasks"][name] = run_task(task, scorer)
-    return results
+        tasks.append(task)
+    return tasks, skipped
 
 
 def show(results: dict[str, Any], console: Console) -> None:
@@ -133,6 +162,9 @@ def show(results: dict[str, Any], console: Console) -> None:
                 if isinstance(value, float) and not metric.endswith(("_stderr", "_stderr,none")):
                     table.add_row(name, metric, _text(value), _text(numbers.get(f"{metric}_stderr")))
         console.print(table)
+        for name, numbers in results["tasks"].items():
+            if numbers.get("kind") == "code" and "pass@1" not in numbers:
+                console.print(f"{name}: the programs were not run (execute_code=true does)", highlight=False)
     for name, why in results.get("skipped", {}).items():
         console.print(f"not evaluated: {name}: {why}", markup=False, highlight=False)
 

@@ -1,53 +1,68 @@
-"""Tasks in JSONL files, one example per line, as LLM Foundry's evaluation gauntlet keeps them.
+"""Tasks in JSONL files, one example per line, as LLM Foundry's evaluation gauntlet, GSM8K and HumanEval keep them.
 
 The kind of a task is seen from the fields of its first line:
 
     multiple_choice    query, choices, gold               which choice is the likeliest after the query
     schema             context_options, continuation, gold    after which context the continuation is the likeliest
     language_modeling  context, continuation              is the continuation what greedy decoding gives
+    reasoning          context, chain_of_thought, answer  does what is generated end in the answer
     generation         context, answer, aliases           does the greedy continuation, up to a newline, answer it
+    gsm8k              question, answer ("... #### 18")   does what is generated end in the number
+    code               task_id, prompt, entry_point, test does the program that is generated pass its test
 """
 
 import difflib
 import gzip
 import json
-import math
-import re
-import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_foundation.errors import ConfigError, DataError
-from llama_train.evaluate.score import Generation, Scorer
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
-ANSWER_TOKENS = 32
-"""New tokens of an answer that is generated."""
+SHOT_DELIMITER = "\n\n"
+"""Behind every example that is shown with its answer, as in lm-evaluation-harness."""
+
+ANSWER_IS = "The answer is "
+"""Between reasoning and answer, in what is shown and in what is generated, as LLM Foundry's gauntlet has it."""
+
+WORKED = "#### "
+"""Before the number that ends an answer of GSM8K (Cobbe et al. 2021)."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_some_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _are_options(value: Any) -> bool:
+    return _are_texts(value) and len(value) > 1
+
+
+def _is_index(value: Any) -> bool:
+    return type(value) is int
+
 
 KINDS: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "multiple_choice": {
-        "query": lambda value: isinstance(value, str),
-        "choices": lambda value: _texts(value) and len(value) > 1,
-        "gold": lambda value: type(value) is int,
-    },
-    "schema": {
-        "context_options": lambda value: _texts(value) and len(value) > 1,
-        "continuation": lambda value: isinstance(value, str),
-        "gold": lambda value: type(value) is int,
-    },
-    "language_modeling": {
-        "context": lambda value: isinstance(value, str),
-        "continuation": lambda value: isinstance(value, str) and value != "",
-    },
-    "generation": {
-        "context": lambda value: isinstance(value, str),
-        "answer": lambda value: isinstance(value, str),
-    },
+    "multiple_choice": {"query": _is_text, "choices": _are_options, "gold": _is_index},
+    "schema": {"context_options": _are_options, "continuation": _is_text, "gold": _is_index},
+    "language_modeling": {"context": _is_text, "continuation": _is_some_text},
+    "reasoning": {"context": _is_text, "chain_of_thought": _is_text, "answer": _is_some_text},
+    "generation": {"context": _is_text, "answer": _is_some_text},
+    "gsm8k": {"question": _is_text, "answer": lambda value: isinstance(value, str) and WORKED in value},
+    "code": {"task_id": _is_some_text, "prompt": _is_text, "entry_point": _is_some_text, "test": _is_text},
 }
-"""The fields that an example of each kind must have."""
+"""The fields that an example of each kind must have; the first kind that fits counts."""
 
 
 class UnknownKindError(DataError):
@@ -56,12 +71,44 @@ class UnknownKindError(DataError):
 
 @dataclass(frozen=True)
 class Task:
-    """The examples of one file."""
+    """The examples of one file, and what is shown before them."""
 
     name: str
     kind: str
     examples: list[dict[str, Any]]
     delimiter: str  # between what is asked and what is scored
+    shots: int = 0  # examples shown with their answers before each
+    shown: tuple[dict[str, Any], ...] = ()  # what they are taken from
+    max_new_tokens: int | None = None  # of what is generated; None: what its kind says
+
+    def before(self, example: dict[str, Any]) -> str:
+        """Return what is shown before `example`: the first `shots` others with their answers."""
+        others = []
+        for other in self.shown:
+            if len(others) == self.shots:
+                break
+            if other != example:
+                others.append(self._solved(other) + SHOT_DELIMITER)
+        return "".join(others)
+
+    def _solved(self, example: dict[str, Any]) -> str:
+        if self.kind == "multiple_choice":
+            return example["query"] + self.delimiter + example["choices"][example["gold"]]
+        if self.kind == "schema":
+            return example["context_options"][example["gold"]] + self.delimiter + example["continuation"]
+        if self.kind == "language_modeling":
+            return example["context"] + self.delimiter + example["continuation"]
+        if self.kind == "reasoning":
+            return f"{example['context']}{self.delimiter}{example['chain_of_thought']} {ANSWER_IS}{example['answer']}"
+        if self.kind == "generation":
+            return example["context"] + self.delimiter + example["answer"]
+        assert self.kind == "gsm8k", self.kind
+        return gsm8k_prompt(example) + " " + example["answer"]
+
+
+def gsm8k_prompt(example: dict[str, Any]) -> str:
+    """Ask a question of GSM8K as lm-evaluation-harness does."""
+    return f"Question: {example['question']}\nAnswer:"
 
 
 def find_tasks(directory: str, names: list[str]) -> dict[str, Path]:
@@ -96,12 +143,38 @@ def unknown_task(name: str, known: list[str], where: str) -> str:
     return f"tasks: {name} is not a task of {where}; {hint}Known: {listed}"
 
 
-def read_task(name: str, path: Path, delimiter: str, limit: int = 0) -> Task:
+def read_task(
+    name: str,
+    path: Path,
+    delimiter: str,
+    limit: int = 0,
+    shots: int = 0,
+    shots_path: Path | None = None,
+    max_new_tokens: int | None = None,
+) -> Task:
     """Read the examples of a file, the first `limit` of them unless that is 0.
 
+    Args:
+        shots: examples shown before each; programs (kind code) are asked for without any.
+        shots_path: the file they are from; None: the task's own, without the example that is asked.
+
     Raises:
-        DataError: the file cannot be read, or is of no kind that is known; names the line.
+        DataError: a file cannot be read, is of no kind that is known, or has too few examples to show; names the line.
     """
+    kind, examples = _read_examples(path, 0 if shots and shots_path is None else limit)
+    shown: list[dict[str, Any]] = []
+    if kind == "code":
+        shots = 0
+    if shots:
+        shown_kind, shown = (kind, examples) if shots_path is None else _read_examples(shots_path, 0)
+        if shown_kind != kind:
+            raise DataError(f"{shots_path}: is a {shown_kind} task, and cannot be shown before {path}, a {kind} task")
+        if len(shown) < shots + (shots_path is None):
+            raise DataError(f"{shots_path or path}: has {len(shown)} examples, too few to show shots={shots} of others")
+    return Task(name, kind, examples[:limit] if limit else examples, delimiter, shots, tuple(shown), max_new_tokens)
+
+
+def _read_examples(path: Path, limit: int) -> tuple[str, list[dict[str, Any]]]:
     examples: list[dict[str, Any]] = []
     kind = ""
     try:
@@ -121,7 +194,7 @@ def read_task(name: str, path: Path, delimiter: str, limit: int = 0) -> Task:
         raise DataError(f"{path}: line {number} is not JSON: {error}") from error
     if not examples:
         raise DataError(f"{path}: holds no example")
-    return Task(name, kind, examples, delimiter)
+    return kind, examples
 
 
 def kind_of(example: Any, where: str) -> str:
@@ -138,74 +211,6 @@ def kind_of(example: Any, where: str) -> str:
     raise UnknownKindError(f"{where}: has the fields {found}, which no kind of task has ({wanted})")
 
 
-def run_task(task: Task, scorer: Scorer) -> dict[str, float | int | str]:
-    """Return the kind of the task, the number of its examples, its metrics, and their standard errors.
-
-    `acc` is the share of examples that are right. Of multiple choice, `acc_norm` compares log-likelihoods per
-    character of the choice, as lm-evaluation-harness does. `perplexity` is exp of the mean loss per continuation.
-    """
-    numbers: dict[str, float | int | str] = {"kind": task.kind, "examples": len(task.examples)}
-    for name, values in METRICS[task.kind](task, scorer).items():
-        mean = sum(values) / len(values)
-        if name == "perplexity":
-            numbers[name] = math.exp(-mean) if -mean < 700 else math.inf
-            continue
-        numbers[name] = mean
-        if len(values) > 1:
-            variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-            numbers[f"{name}_stderr"] = math.sqrt(variance / len(values))
-    return numbers
-
-
-def _multiple_choice(task: Task, scorer: Scorer) -> dict[str, list[float]]:
-    pairs = [(e["query"] + task.delimiter, choice) for e in task.examples for choice in e["choices"]]
-    scores = iter(scorer.likelihoods(pairs))
-    right, right_normed = [], []
-    for example in task.examples:
-        values = [next(scores).log_likelihood for _ in example["choices"]]
-        normed = [value / max(len(choice), 1) for value, choice in zip(values, example["choices"], strict=True)]
-        right.append(float(_best(values) == example["gold"]))
-        right_normed.append(float(_best(normed) == example["gold"]))
-    return {"acc": right, "acc_norm": right_normed}
-
-
-def _schema(task: Task, scorer: Scorer) -> dict[str, list[float]]:
-    pairs = [(c + task.delimiter, e["continuation"]) for e in task.examples for c in e["context_options"]]
-    scores = iter(scorer.likelihoods(pairs))
-    values = [[next(scores).log_likelihood for _ in e["context_options"]] for e in task.examples]
-    return {"acc": [float(_best(v) == e["gold"]) for v, e in zip(values, task.examples, strict=True)]}
-
-
-def _language_modeling(task: Task, scorer: Scorer) -> dict[str, list[float]]:
-    scores = scorer.likelihoods([(e["context"] + task.delimiter, e["continuation"]) for e in task.examples])
-    return {"acc": [float(s.greedy) for s in scores], "perplexity": [s.log_likelihood for s in scores]}
-
-
-def _generation(task: Task, scorer: Scorer) -> dict[str, list[float]]:
-    requests = [Generation(e["context"] + task.delimiter, ("\n",), ANSWER_TOKENS) for e in task.examples]
-    texts = scorer.generate(requests)
-    answers = [{normalized(a) for a in [e["answer"], *e.get("aliases", [])]} for e in task.examples]
-    return {"exact_match": [float(normalized(t) in a) for t, a in zip(texts, answers, strict=True)]}
-
-
-METRICS: dict[str, Callable[[Task, Scorer], dict[str, list[float]]]] = {
-    "multiple_choice": _multiple_choice,
-    "schema": _schema,
-    "language_modeling": _language_modeling,
-    "generation": _generation,
-}
-
-
-def normalized(answer: str) -> str:
-    """Lower case, without punctuation, articles and repeated spaces (Rajpurkar et al. 2016, SQuAD's evaluation)."""
-    plain = "".join(character for character in answer.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
-
-
-def _best(values: list[float]) -> int:
-    return values.index(max(values))
-
-
 def _check_example(example: Any, kind: str, where: str) -> None:
     for name, good in KINDS[kind].items():
         if not isinstance(example, dict) or name not in example or not good(example[name]):
@@ -214,9 +219,7 @@ def _check_example(example: Any, kind: str, where: str) -> None:
     options = example.get("choices") or example.get("context_options")
     if "gold" in KINDS[kind] and not 0 <= example["gold"] < len(options):
         raise DataError(f"{where}: gold is {example['gold']}, but there are {len(options)} to choose from")
-    if not _texts(example.get("aliases", [])):
+    if not _are_texts(example.get("aliases", [])):
         raise DataError(f"{where}: aliases is not a list of texts")
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    if kind == "code" and example.get("language", "python") != "python":
+        raise DataError(f"{where}: language is {str(example['language'])[:80]!r}; only python programs can be tested")

@@ -1,6 +1,8 @@
 """A tiny run: shards of random documents, and a configuration that trains on them in seconds."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.shards.writer import write_root
+from data_pipeline.tokenize import load_tokenizer, train_sentencepiece
 from llama_train.prove.harness import make_shards
 
 VOCABULARY = 101
@@ -39,6 +43,31 @@ def tiny(tiny_shards: Path, tmp_path: Path) -> list[str]:
         f"output={tmp_path}",
         "name=run",
     ]
+
+
+@pytest.fixture
+def with_tasks(tiny: list[str], tiny_shards: Path, tmp_path: Path) -> list[str]:
+    """A run on shards that have a tokenizer, and tasks for it; of one an example cannot be scored."""
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_shards, shards)
+    train_sentencepiece(["the cat sat on the mat " * 9], shards / "tokenizer" / "tokenizer.model", 275)
+    about = load_tokenizer(shards / "tokenizer" / "tokenizer.model")
+    tokens = {"file": "tokenizer/tokenizer.model", "fingerprint": "proof", "vocabulary_size": 101}
+    write_root(
+        shards,
+        tokens | {"bos_id": about.bos_id, "eos_id": about.eos_id},
+        {"train": ["even", "odd"], "validation": ["even", "odd"]},
+    )
+    files = tmp_path / "tasks"
+    files.mkdir()
+    choices = [{"query": query, "choices": ["sat", "mat on"], "gold": 0} for query in ("the cat", "the mat", "the")]
+    (files / "mats.jsonl").write_text("".join(json.dumps(choice) + "\n" for choice in choices))
+    following = [{"context": context, "continuation": "the cat"} for context in ("sat on", "the mat on", "cat")]
+    (files / "next.jsonl").write_text("".join(json.dumps(example) + "\n" for example in following))
+    (files / "long.jsonl").write_text(
+        json.dumps({"context": "the", "continuation": "cat " * 99}) + "\n" + json.dumps(following[0]) + "\n"
+    )
+    return [*tiny, f"data.shards={shards}", "model.vocab_size=300", f"validation.task_files={files}"]
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,11 @@
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from data_pipeline.shards.writer import write_root
-from data_pipeline.tokenize import load_tokenizer, train_sentencepiece
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError
 from llama_train.__main__ import _lead
@@ -79,26 +76,6 @@ def test_validation_of_each_source_is_recorded_and_adds_up(tiny: list[str], tmp_
         assert min(part.values()) < total < max(part.values())
 
 
-@pytest.fixture
-def with_tasks(tiny: list[str], tiny_shards: Path, tmp_path: Path) -> list[str]:
-    """A run on shards that have a tokenizer, with two tasks every 4 steps; of one an example cannot be scored."""
-    shards = tmp_path / "shards"
-    shutil.copytree(tiny_shards, shards)
-    train_sentencepiece(["the cat sat on the mat " * 9], shards / "tokenizer" / "tokenizer.model", 275)
-    about = load_tokenizer(shards / "tokenizer" / "tokenizer.model")
-    tokens = {"file": "tokenizer/tokenizer.model", "fingerprint": "proof", "vocabulary_size": 101}
-    write_root(
-        shards,
-        tokens | {"bos_id": about.bos_id, "eos_id": about.eos_id},
-        {"train": ["even", "odd"], "validation": ["even", "odd"]},
-    )
-    files = tmp_path / "tasks"
-    files.mkdir()
-    (files / "mats.jsonl").write_text('{"query": "the cat", "choices": ["sat", "mat on"], "gold": 0}\n' * 3)
-    (files / "long.jsonl").write_text(json.dumps({"context": "the", "continuation": "cat " * 99}) + "\n")
-    return [*tiny, f"data.shards={shards}", "model.vocab_size=300", f"validation.task_files={files}"]
-
-
 def test_tasks_run_on_the_live_model_and_change_nothing(with_tasks: list[str], tmp_path: Path) -> None:
     train_here([*with_tasks, "name=alone"])
     train_here([*with_tasks, "validation.tasks_every=4"])
@@ -106,8 +83,22 @@ def test_tasks_run_on_the_live_model_and_change_nothing(with_tasks: list[str], t
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     events = [line for line in lines if line["kind"] == "event"]
     assert [event["step"] for event in events if event["values"]] == [4, 8, 12]
-    assert events[1]["values"].keys() == {"tasks/mats/acc", "tasks/mats/acc_norm"}
+    assert events[1]["values"].keys() == {
+        "tasks/mats/acc",
+        "tasks/mats/acc_norm",
+        "tasks/next/acc",
+        "tasks/next/perplexity",
+    }
     assert "task long could not be run: the continuation" in events[0]["message"]
+
+
+def test_a_task_of_programs_is_refused_before_the_first_step(
+    with_tasks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    program = {"task_id": "T/0", "prompt": "def f():", "entry_point": "f", "test": "def check(f): pass"}
+    (tmp_path / "tasks" / "programs.jsonl").write_text(json.dumps(program) + "\n")
+    error = refusal([*with_tasks, "validation.tasks_every=4"], capsys)
+    assert "programs asks for programs, which are never run while training" in error
 
 
 def test_a_task_that_does_not_exist_is_refused_before_the_first_step(

@@ -148,3 +148,25 @@ def test_a_user_error_is_printed_once_without_a_traceback(tiny: list[str], launc
     assert result.stderr.count("error: model.heads=5") == 1
     assert "llama_train/" not in result.stderr.split("error: model.heads=5")[0]
     assert not re.search(r'File ".*llama_train', result.stderr)
+
+
+def test_tasks_run_in_the_loop_of_two_processes_and_give_the_numbers_of_one(
+    with_tasks: list[str], launch: Callable, tmp_path: Path
+) -> None:
+    found = {}
+    for processes in (1, 2):
+        name = f"of-{processes}"
+        done = launch(
+            [*with_tasks, f"name={name}", "steps=2", "validation.tasks_every=1", "validation.tasks_shots=1"], processes
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        found[processes] = [line["values"] for line in lines if line["kind"] == "event" and line["values"]]
+        told = [line["message"] for line in lines if line["kind"] == "event" and line.get("message")]
+        assert any("task long could not be run: the continuation" in message for message in told)
+    assert [values.keys() for values in found[1]] == [TASK_VALUES] * 2
+    for one, two in zip(found[1], found[2], strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+
+
+TASK_VALUES = {"tasks/mats/acc", "tasks/mats/acc_norm", "tasks/next/acc", "tasks/next/perplexity"}
