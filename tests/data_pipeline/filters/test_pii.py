@@ -84,10 +84,13 @@ EXAMPLES = st.sampled_from(
     "(415)555-1234 +442079460958 01.23.45.67.89 +1 phone tel BSN 111222333 CPF 52998224725 0041 (0)20 7946".split()
 )
 NOISE = st.text("0123456789 .-/:()+@_aAfXzé中\u00a0\u2013\n", max_size=12)
+GAPS = st.sampled_from(["", " ", "-", ".", "/", "\u00a0", "\u2013", " (", ") ", ")\u00a0", "\u2013(", "+", ":"])
+NUMBERS = st.lists(st.tuples(st.sampled_from("0 1 20 41 415 555 0123 7946 3456 12345".split()), GAPS), min_size=2, max_size=6)
+PARTS = st.one_of(EXAMPLES, NOISE, GAPS, NUMBERS.map(lambda groups: "".join(map("".join, groups))))
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.one_of(EXAMPLES, NOISE, st.sampled_from([" ", "", "-", ".", "\u00a0"])), max_size=14), st.booleans())
+@settings(max_examples=400, deadline=None)
+@given(st.lists(PARTS, max_size=10), st.booleans())
 def test_the_kernel_finds_exactly_what_trying_every_position_finds(parts, public):
     text = "".join(parts).encode()
     table = kinds(public)
