@@ -19,7 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.filters.linear import (
-    LARGEST_BITS, MOST_NGRAMS, QUANTILES, Features, LinearModel, Training, save_model, train,
+    LARGEST_BITS,
+    MOST_NGRAMS,
+    QUANTILES,
+    Features,
+    LinearModel,
+    Training,
+    save_model,
+    train,
 )  # fmt: skip
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, DataError
@@ -138,7 +145,9 @@ def _print_table(console: Console, model: LinearModel, scores: np.ndarray, posit
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for heading in ("cut", "threshold", "precision", "recall", "negatives kept"):
         table.add_column(heading, justify="left" if heading == "cut" else "right")
-    cuts = [("score", 0.5)] + [(f"keep {share:.0%} of negatives", model.threshold_for(share)) for share in KEEP_FRACTIONS]
+    cuts = [("score", 0.5)] + [
+        (f"keep {share:.0%} of negatives", model.threshold_for(share)) for share in KEEP_FRACTIONS
+    ]
     for name, threshold in cuts:
         kept = scores >= threshold
         precision = f"{positive[kept].mean():.3f}" if kept.any() else "-"

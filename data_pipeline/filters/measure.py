@@ -24,5 +24,7 @@ class Measurement:
     scores: dict[str, np.ndarray]  # name -> float64 [documents]
     texts: pa.LargeStringArray | None = None  # edited texts; None: unchanged
     columns: dict[str, pa.Array] = field(default_factory=dict)  # other columns to set
-    drops: dict[str, np.ndarray] = field(default_factory=dict)  # reason -> bool [documents], drops that are no threshold
+    drops: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # reason -> bool [documents], drops that are no threshold
     counts: dict[str, int] = field(default_factory=dict)  # summed into the statistics

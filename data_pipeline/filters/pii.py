@@ -31,7 +31,9 @@ class PII:
 
     kinds: list[str] = field(default_factory=lambda: list(KIND_NAMES))
     mask: bool = True  # false: count only
-    placeholders: dict[str, str] = field(default_factory=dict)  # kind -> what stands for it; default [EMAIL], [PHONE] ...
+    placeholders: dict[str, str] = field(
+        default_factory=dict
+    )  # kind -> what stands for it; default [EMAIL], [PHONE] ...
     max_items: int | None = None  # a document with more of them all is dropped
     max_per_kind: dict[str, int] = field(default_factory=dict)  # kind -> the same for one kind
     public_addresses_only: bool = True  # leave 192.168.1.1, ::1 and what else is nobody's
@@ -145,7 +147,13 @@ _OTHER, _DIGIT, _LETTER, _AT, _COLON, _OPENING, _UNDERSCORE = range(7)
 
 def _byte_classes() -> np.ndarray:
     classes = np.zeros(256, np.uint8)
-    for members, number in ((b"0123456789", _DIGIT), (b"@", _AT), (b":", _COLON), (b"+(", _OPENING), (b"_", _UNDERSCORE)):
+    for members, number in (
+        (b"0123456789", _DIGIT),
+        (b"@", _AT),
+        (b":", _COLON),
+        (b"+(", _OPENING),
+        (b"_", _UNDERSCORE),
+    ):
         classes[list(members)] = number
     classes[ord("A") : ord("Z") + 1] = classes[ord("a") : ord("z") + 1] = _LETTER
     return classes
@@ -189,7 +197,7 @@ def _candidates(offsets, data, classes, local, hexadecimal, between):
                 positions = np.concatenate((positions, np.empty_like(positions)))
                 begins = np.concatenate((begins, np.empty_like(begins)))
             if kind == _DIGIT:
-                if before == _LETTER or place >= start + 2 and data[place - 1] == 0x2D:
+                if before == _LETTER or (place >= start + 2 and data[place - 1] == 0x2D):
                     first = _shaped_start(data, classes, start, place, end)
                     if first >= 0:
                         positions[count], begins[count] = first, SHAPED
@@ -246,9 +254,9 @@ def _number_bits(data, classes, between, place, end):
             break
         at += 1
     bits = 0
-    if digits >= 7 or digits >= 4 and dots >= 3:
+    if digits >= 7 or (digits >= 4 and dots >= 3):
         bits |= DIGITS
-    if leading >= 17 or leading == 8 and behind < end and (classes[data[behind]] == _LETTER or data[behind] == 0x2D):
+    if leading >= 17 or (leading == 8 and behind < end and (classes[data[behind]] == _LETTER or data[behind] == 0x2D)):
         bits |= SHAPED
     return bits
 
@@ -265,7 +273,7 @@ def _shaped_start(data, classes, start, place, end):
         first -= 1
     letters = last - first
     first += 1
-    if letters == 0 or first > start and classes[data[first - 1]] in (_DIGIT, _LETTER, _UNDERSCORE):
+    if letters == 0 or (first > start and classes[data[first - 1]] in (_DIGIT, _LETTER, _UNDERSCORE)):
         return -1
     if letters == 1 and data[first] & 0xDF in (0x58, 0x59, 0x5A):
         return first

@@ -12,7 +12,6 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-
 _LAST = 0x323B0  # of the letters and digits that Unicode has assigned, up to CJK extension H
 _ALONE_RANGES = (
     (0x0E00, 0x109F),  # Thai, Lao, Tibetan, Myanmar

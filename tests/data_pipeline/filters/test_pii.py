@@ -79,13 +79,13 @@ def test_addresses_of_no_public_host_are_found_when_asked_for():
 
 
 EXAMPLES = st.sampled_from(
-    "a.b@c.de x@y.z.com 8.8.8.8 192.168.0.1 2001:4860:4860::8888 fe80::1:2 4111111111111111 4111-1111-1111-1111 "
-    "12345678Z X-1234567-L RSSMRA85T10A562S GB82WEST12345698765432 529.982.247-25 11010519491231002X 123-45-6789 "
-    "(415)555-1234 +442079460958 01.23.45.67.89 +1 phone tel BSN 111222333 CPF 52998224725 0041 (0)20 7946".split()
+    ["a.b@c.de", "x@y.z.com", "8.8.8.8", "192.168.0.1", "2001:4860:4860::8888", "fe80::1:2", "4111111111111111", "4111-1111-1111-1111", "12345678Z", "X-1234567-L", "RSSMRA85T10A562S", "GB82WEST12345698765432", "529.982.247-25", "11010519491231002X", "123-45-6789", "(415)555-1234", "+442079460958", "01.23.45.67.89", "+1", "phone", "tel", "BSN", "111222333", "CPF", "52998224725", "0041", "(0)20", "7946"]
 )
 NOISE = st.text("0123456789 .-/:()+@_aAfXzé中\u00a0\u2013\n", max_size=12)
 GAPS = st.sampled_from(["", " ", "-", ".", "/", "\u00a0", "\u2013", " (", ") ", ")\u00a0", "\u2013(", "+", ":"])
-NUMBERS = st.lists(st.tuples(st.sampled_from("0 1 20 41 415 555 0123 7946 3456 12345".split()), GAPS), min_size=2, max_size=6)
+NUMBERS = st.lists(
+    st.tuples(st.sampled_from(["0", "1", "20", "41", "415", "555", "0123", "7946", "3456", "12345"]), GAPS), min_size=2, max_size=6
+)
 PARTS = st.one_of(EXAMPLES, NOISE, GAPS, NUMBERS.map(lambda groups: "".join(map("".join, groups))))
 
 
@@ -129,9 +129,7 @@ def test_masks_fit_a_slice_of_a_batch():
 def test_limits_are_rules_over_counts():
     chosen = PII(max_items=2, max_per_kind={"email": 0}, mask=False)
     measured = pii.measure(documents("a@b.de", "8.8.8.8 1.1.1.1 9.9.9.9", "8.8.8.8"), chosen)
-    dropped = {
-        rule.reason: (measured.scores[rule.score] > rule.maximum).tolist() for rule in pii.rules(chosen)
-    }
+    dropped = {rule.reason: (measured.scores[rule.score] > rule.maximum).tolist() for rule in pii.rules(chosen)}
     assert dropped == {"too_many_email": [True, False, False], "too_many": [False, True, False]}
     assert measured.texts is None
     assert all(scores.dtype == np.float64 for scores in measured.scores.values())
