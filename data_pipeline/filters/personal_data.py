@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAIL, DIGITS, COLON, SHAPED = 1, 2, 4, 8
-"""Where a match may begin, as bits; `pii.candidates` says exactly: in front of an @; at a number; in front of a colon; at
-a word of letters and digits of some shape."""
+"""Where a match may begin, as bits; `pii.candidates` says exactly: in front of an @, at a number, in front of a colon,
+or at a word of letters and digits of some shape."""
 
 _SEPARATOR = rb"(?:[ .\-]|\xc2\xa0|\xe2\x80[\x90-\x93\xaf])"  # also no-break space, hyphens and the en dash
 _ALONE = rb"(?<![0-9A-Za-z_])(?<![0-9][.,])"  # no word and no number before
@@ -39,7 +39,7 @@ CONTEXT = 40
 
 
 def luhn(match: bytes) -> bool:
-    """ISO/IEC 7812-1, annex B: from the right, every second digit doubled, the digit sums add up to a multiple of 10."""
+    """ISO/IEC 7812-1, annex B: every second digit from the right doubled, the sum is a multiple of 10."""
     digits = [int(digit) for digit in re.sub(rb"[^0-9]", b"", match).decode()]
     doubled = sum(sum(divmod(2 * digit, 10)) for digit in digits[-2::-2])
     return any(digits) and (sum(digits[-1::-2]) + doubled) % 10 == 0
@@ -90,8 +90,8 @@ def spanish(match: bytes) -> bool:
 _ODD = dict(
     zip(
         "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-        [1, 0, 5, 7, 9, 13, 15, 17, 19, 21] + [1, 0, 5, 7, 9, 13, 15, 17, 19, 21]
-        + [2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23],
+        [1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 1, 0, 5, 7, 9, 13, 15, 17, 19, 21,
+         2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23],
         strict=True,
     )
 )  # fmt: skip
@@ -132,7 +132,87 @@ def chinese(match: bytes) -> bool:
 
 _IBAN_LENGTHS = dict(
     pair.split(":")
-    for pair in ["AD:24", "AE:23", "AL:28", "AT:20", "AZ:28", "BA:20", "BE:16", "BG:22", "BH:22", "BR:29", "BY:28", "CH:21", "CR:22", "CY:28", "CZ:24", "DE:22", "DK:18", "DO:28", "EE:20", "EG:29", "ES:24", "FI:18", "FO:18", "FR:27", "GB:22", "GE:22", "GI:23", "GL:18", "GR:27", "GT:28", "HR:21", "HU:28", "IE:22", "IL:23", "IQ:23", "IS:26", "IT:27", "JO:30", "KW:30", "KZ:20", "LB:28", "LC:32", "LI:21", "LT:20", "LU:20", "LV:21", "LY:25", "MC:27", "MD:24", "ME:22", "MK:19", "MR:27", "MT:31", "MU:30", "NL:18", "NO:15", "PK:24", "PL:28", "PS:29", "PT:25", "QA:29", "RO:24", "RS:22", "SA:24", "SC:31", "SD:18", "SE:24", "SI:19", "SK:24", "SM:27", "ST:25", "SV:28", "TL:23", "TN:24", "TR:26", "UA:29", "VA:22", "VG:24", "XK:20"]
+    for pair in [
+        "AD:24",
+        "AE:23",
+        "AL:28",
+        "AT:20",
+        "AZ:28",
+        "BA:20",
+        "BE:16",
+        "BG:22",
+        "BH:22",
+        "BR:29",
+        "BY:28",
+        "CH:21",
+        "CR:22",
+        "CY:28",
+        "CZ:24",
+        "DE:22",
+        "DK:18",
+        "DO:28",
+        "EE:20",
+        "EG:29",
+        "ES:24",
+        "FI:18",
+        "FO:18",
+        "FR:27",
+        "GB:22",
+        "GE:22",
+        "GI:23",
+        "GL:18",
+        "GR:27",
+        "GT:28",
+        "HR:21",
+        "HU:28",
+        "IE:22",
+        "IL:23",
+        "IQ:23",
+        "IS:26",
+        "IT:27",
+        "JO:30",
+        "KW:30",
+        "KZ:20",
+        "LB:28",
+        "LC:32",
+        "LI:21",
+        "LT:20",
+        "LU:20",
+        "LV:21",
+        "LY:25",
+        "MC:27",
+        "MD:24",
+        "ME:22",
+        "MK:19",
+        "MR:27",
+        "MT:31",
+        "MU:30",
+        "NL:18",
+        "NO:15",
+        "PK:24",
+        "PL:28",
+        "PS:29",
+        "PT:25",
+        "QA:29",
+        "RO:24",
+        "RS:22",
+        "SA:24",
+        "SC:31",
+        "SD:18",
+        "SE:24",
+        "SI:19",
+        "SK:24",
+        "SM:27",
+        "ST:25",
+        "SV:28",
+        "TL:23",
+        "TN:24",
+        "TR:26",
+        "UA:29",
+        "VA:22",
+        "VG:24",
+        "XK:20",
+    ]
 )
 
 
@@ -145,7 +225,7 @@ def iban(match: bytes) -> bool:
 
 
 def phone(match: bytes) -> bool:
-    """ITU-T E.164: at most 15 digits with the country code; fewer than 7 are no subscriber's. Extensions come on top."""
+    """ITU-T E.164: at most 15 digits with the country code; fewer than 7 are nobody's. Extensions come on top."""
     digits = re.sub(rb"[^0-9]", b"", re.split(rb"[xe]", match)[0])
     return 7 <= len(digits) <= 15 and len(set(digits)) > 1
 

@@ -1,4 +1,4 @@
-"""Personal data: e-mail, phone, IP addresses, cards and national ids (`personal_data.py`): masked, or the document dropped.
+"""Personal data: e-mail, phone, IP addresses, cards and national ids (`personal_data.py`), masked or dropped.
 
 Llama 2 left out sites that are known to hold a high volume of personal information (Touvron et al. 2023,
 arXiv:2307.09288, section 2.1); dolma masks up to 5 items of a document and drops documents with more.
@@ -188,7 +188,7 @@ def _candidates(offsets, data, classes, local, hexadecimal, between):
         start, end = offsets[document], offsets[document + 1]
         for place in range(start, end):
             kind = classes[data[place]]
-            if kind == _OTHER or kind == _LETTER or kind == _UNDERSCORE:
+            if kind in (_OTHER, _LETTER, _UNDERSCORE):
                 continue
             before = classes[data[place - 1]] if place > start else _OTHER
             if kind == _DIGIT and before == _DIGIT:
@@ -235,7 +235,7 @@ def _is_word(classes, data, place):
 
 @numba.njit(cache=True, nogil=True)
 def _number_bits(data, classes, between, place, end):
-    """Return which kinds may begin at a digit, plus or parenthesis: 7 digits with small gaps, 4 with dots, 8 and a letter."""
+    """Return what may begin at a digit, plus or parenthesis: 7 digits and small gaps, 4 and dots, 8 and a letter."""
     digits = leading = dots = gap = 0
     at = place if classes[data[place]] == _DIGIT else place + 1
     behind = at  # of the first run of digits
