@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from data_pipeline.document import SCHEMA, Documents
@@ -119,6 +120,7 @@ def test_words_match_whole_and_in_any_case_and_phrases_in_a_row(tmp_path):
 WORDS = st.lists(st.sampled_from("abc"), min_size=1, max_size=3)
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=6), st.lists(st.sampled_from("abcd"), max_size=20))
 def test_matches_are_those_of_comparing_lists_of_words(tmp_path_factory, entries, text):
     path = lexicon(tmp_path_factory.getbasetemp(), *(f"en\t{' '.join(entry)}" for entry in entries))
