@@ -15,6 +15,12 @@ from data_pipeline.filters.c4 import C4
 from data_pipeline.filters.fineweb import FineWeb
 from data_pipeline.filters.gopher_quality import GopherQuality
 from data_pipeline.filters.gopher_repetition import DUPLICATED_SIZES, TOP_SIZES, GopherRepetition
+from data_pipeline.filters.language import Language
+from data_pipeline.filters.nsfw import NSFW
+from data_pipeline.filters.perplexity import Perplexity
+from data_pipeline.filters.pii import PII
+from data_pipeline.filters.quality import Quality
+from data_pipeline.filters.url_list import UrlList
 from data_pipeline.stages import STAGES
 from llama_foundation.errors import ConfigError
 
@@ -55,10 +61,16 @@ class PipelineConfig:
 
     name: str = MISSING
     stages: list[str] = MISSING
+    url_list: UrlList = field(default_factory=UrlList)
+    language: Language = field(default_factory=Language)
     gopher_quality: GopherQuality = field(default_factory=GopherQuality)
     gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
     c4: C4 = field(default_factory=C4)
     fineweb: FineWeb = field(default_factory=FineWeb)
+    nsfw: NSFW = field(default_factory=NSFW)
+    quality: Quality = field(default_factory=Quality)
+    perplexity: Perplexity = field(default_factory=Perplexity)
+    pii: PII = field(default_factory=PII)
     url_dedup: UrlDedup = field(default_factory=UrlDedup)
     exact_dedup: ExactDedup = field(default_factory=ExactDedup)
 
@@ -80,6 +92,11 @@ class PipelineConfig:
                 )
         for name in self.stages:
             order = getattr(self, name)
+            if hasattr(order, "check"):
+                try:
+                    order.check()
+                except ConfigError as error:
+                    raise ConfigError(f"pipeline.{error}") from error
             if isinstance(order, KeepOrder) and (order.prefer is Prefer.best_score) != (order.score is not None):
                 raise ConfigError(
                     f"pipeline.{name}.prefer={order.prefer.value} and pipeline.{name}.score={order.score}: "

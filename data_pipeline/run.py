@@ -33,7 +33,7 @@ from data_pipeline.split import TRAIN, sample_shares, validation_limit
 from data_pipeline.stages import STAGES, GlobalStage
 from data_pipeline.tokenize import load_tokenizer
 from llama_foundation.errors import ConfigError, DataError, RunError
-from llama_foundation.files import publish, publish_json
+from llama_foundation.files import checksum_file, publish, publish_json
 
 
 def run(config: DataPipelineConfig) -> int:
@@ -104,7 +104,15 @@ class Pipeline:
 
     def _local(self, names: list[str], blocks: list[Block]) -> tuple[list[Block], list[StageStatistics]]:
         stages = [(name, getattr(self.config.pipeline, name)) for name in names]
-        inputs = [(name, STAGES[name].version, flatten(settings)) for name, settings in stages]
+        inputs = [
+            (
+                name,
+                STAGES[name].version,
+                flatten(settings),
+                [checksum_file(file) for file in STAGES[name].files(settings)],
+            )
+            for name, settings in stages
+        ]
         payloads = [(block, stages, self.config.seed) for block in blocks]
         commits = self.chain.phase("+".join(names), inputs, phases.local_task, payloads, block_label)
         return all_blocks(commits), total_statistics(commits, names)
@@ -184,6 +192,11 @@ class Pipeline:
             split, source = group.split("/")
             self.shard_sets.setdefault(split, []).append(source)
         assert TRAIN in self.shard_sets
+
+
+def _contents(name: str, settings: Any) -> list[str]:
+    """Return the checksums of the files that a local stage reads besides the documents."""
+    return [checksum_file(file) for file in STAGES[name].files(settings)]
 
 
 def _describe(config: DataPipelineConfig, files: list[plan.InputFile]) -> dict[str, Any]:
