@@ -24,9 +24,17 @@ SCHEMA = pa.schema(
         pa.field("date", pa.string()),
         pa.field("language", pa.string()),
         pa.field("text", pa.large_string(), nullable=False),
+        pa.field("content_type", pa.string()),  # text/html until it is extracted
+        pa.field("license", pa.string()),
+        pa.field("opt_out", pa.string()),  # what robots or the author said, as found
+        pa.field("published", pa.bool_(), nullable=False),  # in shards that are out already
+        pa.field("copies", pa.int64(), nullable=False),  # how many documents this one stands for
+        pa.field("cluster", pa.binary(16)),  # which of them are copies of each other
     ]
 )
-"""`row` counts from 0: line of a JSONL file (blank lines count), row of a Parquet file."""
+"""`row` counts from 0: line of a JSONL file (blank lines count), row of a table; of a WARC file it is the byte at which
+the record begins (behind the first record of a gzip member, one more for each record).
+"""
 
 UNSPACED_SHARE = 0.1
 """Words are not marked by spaces in a text of which more than this share of characters is in `_UNSPACED`."""
