@@ -28,7 +28,8 @@ _TYPES = {HTML: HTML, "application/xhtml+xml": HTML, PLAIN: PLAIN}
 _HEAD_CHARACTERS = 64 * 1024
 _META = re.compile(r"<meta\s[^>]{1,1000}>", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"([a-z-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))", re.IGNORECASE)
-_ROBOTS = ("robots", "googlebot", "tdm-reservation")
+_RESTRICTS = re.compile(r"(?:^|[\s,:])(no[a-z]+|unavailable_after)\b", re.IGNORECASE)
+"""noindex, nofollow, noarchive, noai, none ...; `index, follow` and limits of previews keep nobody out."""
 
 
 def cut(file: InputFile, partition_bytes: int, settings: InputConfig) -> list[Piece]:
@@ -117,7 +118,7 @@ def _page(record: WarcRecord, limit: int, values: dict[str, str | None]) -> tupl
         if http.status_code != 200:
             raise DamagedPayloadError("http_status_not_200", f"status {http.status_code}")
         mime, charset = record.http_content_type, record.http_charset
-        robots = [f"X-Robots-Tag: {value}" for value in http.get_multiple("X-Robots-Tag")]
+        robots = [f"X-Robots-Tag: {value}" for value in http.get_multiple("X-Robots-Tag") if _RESTRICTS.search(value)]
         codings = [http.get(name) or "" for name in ("Transfer-Encoding", "Content-Encoding")]
         payload = decode_payload(record.reader.read(), codings[0], codings[1], limit)
     else:
@@ -135,13 +136,14 @@ def _page(record: WarcRecord, limit: int, values: dict[str, str | None]) -> tupl
 
 
 def robots_rules(page: str) -> list[str]:
-    """Return what the `meta` elements of a page say to robots, such as "meta robots: noindex, noai"."""
+    """Return the `meta` elements of a page that keep robots out, such as "meta robots: noindex, noai"."""
     rules = []
     for element in _META.findall(page, 0, _HEAD_CHARACTERS):
         attributes = {
             name.lower(): html.unescape(first or second or third)
             for name, first, second, third in _ATTRIBUTE.findall(element)
         }
-        if attributes.get("name", "").lower() in _ROBOTS and attributes.get("content"):
-            rules.append(f"meta {attributes['name'].lower()}: {attributes['content']}")
+        name, content = attributes.get("name", "").lower(), attributes.get("content", "").strip()
+        if (name == "robots" and _RESTRICTS.search(content)) or (name == "tdm-reservation" and content == "1"):
+            rules.append(f"meta {name}: {content}")
     return rules

@@ -133,7 +133,7 @@ class _Member:
                 self.problem = str(error)
                 return
             waiting = unpack.unconsumed_tail
-            self.progress = taken - len(waiting) - len(unpack.unused_data)
+            self.progress = taken - len(unpack.unused_data if unpack.eof else waiting)
             if block:
                 position = self._file.tell()  # the reader of the blocks may look elsewhere
                 yield block
