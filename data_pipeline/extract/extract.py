@@ -24,6 +24,14 @@ SCORES = [f"{NAME}.text_share"]
 _HTML = "text/html"
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _HEAD_CHARACTERS = 64 * 1024
+MAX_DEPTH = 2000
+"""Elements inside of each other; browsers stop at 512, and the time of an extractor grows with the square."""
+
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9-]*)")
+_NOT_CLOSED = (  # by many authors, or ever
+    "area base br col dd dt embed hr img input li link meta option p param source tbody td tfoot th thead tr track wbr"
+)
+_OFTEN_NOT_CLOSED = frozenset(_NOT_CLOSED.split())
 
 
 class Extractor(Enum):
@@ -79,6 +87,10 @@ def judge(documents: Documents, settings: Extract) -> Judgement:
     judgement = Judgement(reasons=[], scores={SCORES[0]: shares})
     for row, (kind, view) in enumerate(zip(batch["content_type"].to_pylist(), documents.views, strict=True)):
         is_html = kind == _HTML
+        if is_html and nested_too_deep(view.text):
+            judgement.reasons.append(f"{NAME}.nested_too_deep")
+            shares.append(None)
+            continue
         try:
             text = extract_text(view.text, settings) if is_html else _repaired(view.text, settings)
         except (ValueError, RuntimeError, RecursionError, MemoryError):
@@ -95,6 +107,19 @@ def judge(documents: Documents, settings: Extract) -> Judgement:
             if text != view.text:
                 judgement.texts[row] = text
     return judgement
+
+
+def nested_too_deep(html: str) -> bool:
+    """Whether more than `MAX_DEPTH` elements are open at once, by counting tags that need an end."""
+    if html.count("<") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for closing, name in _TAG.findall(html):
+        if name.lower() not in _OFTEN_NOT_CLOSED:
+            depth = max(0, depth - 1) if closing else depth + 1
+            if depth > MAX_DEPTH:
+                return True
+    return False
 
 
 def extract_text(html: str, settings: Extract) -> str | None:
@@ -148,4 +173,4 @@ def _library(name: str, setting: str):
     try:
         return __import__(name)
     except ImportError as error:
-        raise ConfigError(f"{setting} needs {name}: pip install 'llama-train[{name}]'") from error
+        raise ConfigError(f"{setting} needs {name} ({error}): pip install 'llama-train[{name}]'") from error

@@ -8,9 +8,9 @@ import io
 import re
 import zlib
 
-from fastwarc.stream_io import BrotliReader, ChunkedReader, ZstdReader
+from fastwarc.stream_io import BrotliReader, ZstdReader
 
-_CHUNK = re.compile(rb"[0-9a-fA-F]{1,8}[ \t]*(;[^\r\n]{0,200})?\r?\n")
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(;[^\r\n]{0,200})?\r?\n")
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -29,10 +29,24 @@ def decode_payload(payload: bytes, transfer_encoding: str, content_encoding: str
         DamagedPayloadError: a coding breaks off or is unknown, or the result has more than `limit` bytes.
     """
     if "chunked" in transfer_encoding.lower() and _CHUNK.match(payload):
-        payload = _read(ChunkedReader(io.BytesIO(payload)), limit, "chunked")
+        payload = _join_chunks(payload)
     for coding in reversed([each.strip().lower() for each in content_encoding.split(",") if each.strip()]):
         payload = _undo(coding, payload, limit)
     return payload
+
+
+def _join_chunks(payload: bytes) -> bytes:
+    """Return the content of all chunks (RFC 9112, section 7.1); extensions and trailers are left out."""
+    pieces, position = [], 0
+    while head := _CHUNK.match(payload, position):
+        start, end = head.end(), head.end() + int(head[1], 16)
+        if end == start:
+            return b"".join(pieces)
+        if end > len(payload):
+            break
+        pieces.append(payload[start:end])
+        position = end + (2 if payload[end : end + 2] == b"\r\n" else 1)
+    raise DamagedPayloadError("damaged_payload", f"chunked: no chunk at byte {position} of {len(payload)}")
 
 
 def _undo(coding: str, payload: bytes, limit: int) -> bytes:

@@ -109,7 +109,7 @@ def _page(record: WarcRecord, limit: int, values: dict[str, str | None]) -> tupl
     charset, robots = None, []
     if record.is_http:
         try:
-            record.parse_http(auto_decode="none")
+            record.parse_http(auto_decode="none", quirks_mode=True)
         except (OSError, ValueError) as error:
             raise DamagedPayloadError("damaged_http_header", str(error)) from error
         http = record.http_headers

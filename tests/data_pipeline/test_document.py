@@ -10,6 +10,7 @@ def documents(texts):
     rows = [record_id("s", "f", row, None, None) for row in range(len(texts))]
     columns = [rows, ["s"] * len(rows), ["f"] * len(rows), range(len(rows))]
     columns += [[None] * len(rows)] * 3 + [texts]
+    columns += [[each] * len(rows) for each in (None, None, None, False, 1, None)]
     arrays = [pa.array(list(values), field.type) for values, field in zip(columns, SCHEMA, strict=True)]
     return Documents(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
 

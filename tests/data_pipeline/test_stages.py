@@ -12,13 +12,16 @@ from data_pipeline.stages import STAGES, apply_local
 WORDS = ["the", "of", "river", "stone", "1234", "a", "extraordinary"]
 
 
+DEFAULTS = (None, None, None, False, 1, None)  # of the columns behind the text
+
+
 def batch(count):
     generator = random.Random(3)
     rows = []
     for row in range(count):
         source, language = generator.choice(["web", "books"]), generator.choice(["en", "de", None])
         text = " ".join(generator.choices(WORDS, k=generator.randrange(1, 12)))
-        rows.append((record_id(source, "f", row, None, None), source, "f", row, None, None, language, text))
+        rows.append((record_id(source, "f", row, None, None), source, "f", row, None, None, language, text, *DEFAULTS))
     columns = [
         pa.array(list(values), field.type) for values, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)
     ]
