@@ -97,7 +97,7 @@ def judge(documents: Documents, settings: Extract) -> Judgement:
             judgement.reasons.append(f"{NAME}.failed")
             shares.append(None)
             continue
-        shares.append(len(text or "") / len(view.text) if is_html else None)
+        shares.append(len(text or "") / max(len(view.text), 1) if is_html else None)
         if text is None:
             judgement.reasons.append(f"{NAME}.no_main_text")
         elif is_html and len(text) < settings.min_characters:

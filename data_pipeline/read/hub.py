@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipeline.config import DatasetConfig, InputConfig
-from data_pipeline.read.pieces import Piece
+from data_pipeline.read.pieces import InputFile, Piece
 from data_pipeline.read.rows import Rows
 from llama_foundation.errors import DataError, RunError
 
@@ -23,6 +23,11 @@ def shards(dataset: DatasetConfig) -> list[str]:
     place = f"{dataset.name}@{dataset.revision}/{dataset.config or 'default'}/{dataset.split}"
     count = _load(dataset).num_shards
     return [f"{PREFIX}{place}#{index}-of-{count}" for index in range(count)]
+
+
+def cut(file: InputFile, partition_bytes: int, settings: InputConfig) -> list[Piece]:
+    """Return one piece: a shard is what the hub gives at once."""
+    return [Piece(file, 0, 0, 0)]
 
 
 def read(piece: Piece, settings: InputConfig, rows: Rows) -> Iterator[None]:

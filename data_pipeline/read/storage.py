@@ -74,7 +74,7 @@ def describe(path: str) -> tuple[int, int]:
 
 def open_file(path: str) -> BinaryIO:
     """Open a local or remote file for reading; both can seek."""
-    return io.BufferedReader(_RemoteFile(path), BLOCK_BYTES) if is_remote(path) else open(path, "rb")  # type: ignore[return-value]
+    return io.BufferedReader(_RemoteFile(path)) if is_remote(path) else open(path, "rb")  # type: ignore[return-value]
 
 
 class _RemoteFile(io.RawIOBase):
@@ -85,6 +85,7 @@ class _RemoteFile(io.RawIOBase):
         self._system, self._key = _file_system(path)
         self._size = int(_persistently(lambda: self._system.info(self._key), path)["size"])
         self._position = 0
+        self._held_from, self._held = 0, b""  # the last block
 
     def readable(self) -> bool:
         return True
@@ -101,19 +102,26 @@ class _RemoteFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        start, end = self._position, min(self._position + len(buffer), self._size)
-        if start >= end:
-            return 0
+        start = self._position
+        if not self._held_from <= start < self._held_from + len(self._held):
+            end = min(start + max(len(buffer), BLOCK_BYTES), self._size)
+            if start >= end:
+                return 0
+            self._held_from, self._held = start, self._fetch(start, end)
+        offset = start - self._held_from
+        data = self._held[offset : offset + len(buffer)]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
-        def fetch() -> bytes:
+    def _fetch(self, start: int, end: int) -> bytes:
+        def ask() -> bytes:
             data = self._system.cat_file(self._key, start=start, end=end)
             if len(data) != end - start:
                 raise OSError(f"{len(data)} bytes came instead of {end - start}")
             return data
 
-        buffer[: end - start] = _persistently(fetch, f"{self._path} bytes {start} to {end}")
-        self._position = end
-        return end - start
+        return _persistently(ask, f"{self._path} bytes {start} to {end}")
 
 
 def _file_system(path: str) -> tuple[Any, str]:

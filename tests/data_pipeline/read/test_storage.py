@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 
 import boto3
@@ -45,9 +46,9 @@ def lines(texts):
 
 
 def test_every_format_is_read_from_s3_as_from_disk(bucket, tmp_path):
-    texts = [f"text {number} " + "x" * 400 for number in range(3000)]
+    texts = [f"text {number} " + "x" * 400 for number in range(600)]
     table = io.BytesIO()
-    pq.write_table(pa.table({"text": texts}), table, row_group_size=800)
+    pq.write_table(pa.table({"text": texts}), table, row_group_size=200)
     page = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
     warc = [page + text.encode() for text in texts]
     head = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: %d\r\n\r\n"
@@ -61,8 +62,8 @@ def test_every_format_is_read_from_s3_as_from_disk(bucket, tmp_path):
     for name, data in files.items():
         bucket.put_object(Bucket="corpus", Key=f"formats/{name}", Body=data)
         (tmp_path / name).write_bytes(data)
-        remote, _ = read_whole(f"s3://corpus/formats/{name}", 200_000)
-        local, _ = read_whole(tmp_path / name, 200_000)
+        remote, _ = read_whole(f"s3://corpus/formats/{name}", 100_000)
+        local, _ = read_whole(tmp_path / name, 100_000)
         columns = ["row", "text", "source"]
         assert remote.select(columns).equals(local.select(columns)), name
         assert remote["text"].to_pylist() == texts
@@ -89,6 +90,10 @@ class FlakyFileSystem(MemoryFileSystem):
     failures = 0
     short_answers = 0
     requests = 0
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("flaky://").lstrip("/")
 
     def cat_file(self, path, start=None, end=None, **options):
         FlakyFileSystem.requests += 1
@@ -123,9 +128,9 @@ def test_a_connection_that_drops_is_taken_up_again_and_then_given_up(flaky, suff
     FlakyFileSystem.failures, FlakyFileSystem.short_answers = storage.ATTEMPTS - 2, 1
     assert read_whole(path)[0]["text"].to_pylist() == texts
     assert len(flaky) == storage.ATTEMPTS - 1
-    assert all(later > earlier for earlier, later in zip(flaky, flaky[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(flaky))
     FlakyFileSystem.failures = 1000
-    with pytest.raises(RunError, match=rf"flaky://a\.{suffix}.*failed {storage.ATTEMPTS} times.*connection reset"):
+    with pytest.raises(RunError, match=rf"flaky:///?a\.{suffix}.*failed {storage.ATTEMPTS} times.*connection reset"):
         read_whole(path)
     assert FlakyFileSystem.failures == 1000 - storage.ATTEMPTS
 
@@ -144,5 +149,5 @@ def test_the_bytes_of_a_remote_file_come_in_bounded_blocks(flaky):
 
 
 def test_an_unknown_store_is_refused_by_name():
-    with pytest.raises(ConfigError, match="nowhere://a.jsonl"):
+    with pytest.raises(ConfigError, match=r"nowhere://a\.jsonl"):
         find(InputConfig(paths=["nowhere://a.jsonl"]))
