@@ -90,10 +90,11 @@ class Pipeline:
         settings = self.config.input
         pieces = plan.cut(files, self.config.partition_bytes, settings)
         inputs = [asdict(settings), [asdict(file) for file in files], self.config.partition_bytes, self.config.seed]
-        uncounted = [piece for piece in pieces if plan.needs_line_count(piece)]
-        commits = self.chain.phase("lines", inputs, phases.count_lines_task, uncounted, lambda piece: piece.label)
-        lines = {piece: commit.notes["lines"] for piece, commit in zip(uncounted, commits, strict=True)}
-        pieces = plan.number_rows(pieces, lines)
+        unknown = [piece for piece in pieces if plan.needs_survey(piece, self.config.partition_bytes)]
+        payloads = [(piece, self.config.partition_bytes, settings) for piece in unknown]
+        commits = self.chain.phase("survey", inputs, phases.survey_task, payloads, lambda payload: payload[0].label)
+        surveys = {piece: commit.notes["survey"] for piece, commit in zip(unknown, commits, strict=True)}
+        pieces = plan.settle(pieces, surveys)
         payloads = [(piece, settings, self.config.partition_bytes, self.config.seed) for piece in pieces]
         commits = self.chain.phase(READ, READ_VERSION, phases.read_task, payloads, lambda payload: payload[0].label)
         phases.check_columns([commit.notes for commit in commits], settings)

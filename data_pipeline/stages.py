@@ -16,6 +16,7 @@ from data_pipeline.counting import count_batch
 from data_pipeline.dedup import exact, url
 from data_pipeline.document import Documents
 from data_pipeline.engines.work import Block
+from data_pipeline.extract import extract
 from data_pipeline.filters import (
     c4,
     fineweb,
@@ -60,6 +61,7 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
                 module.NAME, module.VERSION, module.measure, module.rules, getattr(module, "files", lambda settings: [])
             )
             for module in (
+                extract,
                 url_list,
                 language,
                 gopher_quality,
