@@ -1,6 +1,7 @@
 """Every setting of `llama-data`: typed, with its unit, and checked as a whole before any file is read."""
 
 import difflib
+import re
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from math import inf
@@ -11,14 +12,40 @@ from omegaconf import MISSING
 from data_pipeline.dedup.exact import ExactDedup
 from data_pipeline.dedup.survivors import KeepOrder, Prefer
 from data_pipeline.dedup.url import UrlDedup
+from data_pipeline.extract.extract import Extract
 from data_pipeline.filters.c4 import C4
 from data_pipeline.filters.fineweb import FineWeb
 from data_pipeline.filters.gopher_quality import GopherQuality
 from data_pipeline.filters.gopher_repetition import DUPLICATED_SIZES, TOP_SIZES, GopherRepetition
+from data_pipeline.filters.language import Language
+from data_pipeline.filters.nsfw import NSFW
+from data_pipeline.filters.perplexity import Perplexity
+from data_pipeline.filters.pii import PII
+from data_pipeline.filters.quality import Quality
+from data_pipeline.filters.url_list import UrlList
 from data_pipeline.stages import STAGES
 from llama_foundation.errors import ConfigError
 
 MEBIBYTE = 1024 * 1024
+
+
+@dataclass
+class DatasetConfig:
+    """A data set of the Hugging Face hub, streamed by name."""
+
+    name: str | None = None  # such as org/set
+    revision: str | None = None  # the commit, 40 hexadecimal digits: a branch or a tag may move
+    split: str = "train"
+    config: str | None = None  # of a set that has several
+
+    def check(self) -> None:
+        if self.name is None:
+            return
+        if self.revision is None or not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise ConfigError(
+                f"input.dataset.revision={self.revision}: give the commit of {self.name}, 40 hexadecimal digits (the "
+                "hub shows it under Files and versions, History); a branch or a tag may move and change your shards"
+            )
 
 
 @dataclass
@@ -27,25 +54,37 @@ class InputConfig:
 
     paths: list[str] = field(
         default_factory=list
-    )  # files or globs (** too): .jsonl and .ndjson, plain, .gz or .zst; .parquet
+    )  # files, folders saved by datasets, globs (** too), URLs of object stores
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    published_paths: list[str] = field(default_factory=list)  # read too; already in published shards
+    list: str | None = None  # a file with one path or glob per line (below the lists: it hides their type)
     source: str | None = None  # of records without a source column; null: the file's name without its suffixes
     text_column: str = "text"
     source_column: str = "source"
     url_column: str = "url"
     date_column: str = "date"
     language_column: str = "language"
+    content_type_column: str = "content_type"
+    license_column: str = "license"
+    opt_out_column: str = "opt_out"
     max_line_bytes: int = 64 * MEBIBYTE  # a longer line is skipped and counted
+    max_record_bytes: int = 64 * MEBIBYTE  # the same for a WARC record, what it unpacks to, and a value of a table
     max_zstd_window_bytes: int = 2**31  # a frame that needs more memory than this is not read
 
     def check(self) -> None:
-        if not self.paths:
-            raise ConfigError("input.paths is empty; give files or globs: input.paths=[corpus/*.jsonl.zst]")
+        if not (self.paths or self.list or self.published_paths or self.dataset.name):
+            raise ConfigError(
+                "input.paths is empty; give files or globs: input.paths=[corpus/*.jsonl.zst] (or input.list=FILE, "
+                "input.dataset.name=NAME)"
+            )
+        self.dataset.check()
         _at_least("input.max_line_bytes", self.max_line_bytes, 1)
+        _at_least("input.max_record_bytes", self.max_record_bytes, 1)
         _between("input.max_zstd_window_bytes", self.max_zstd_window_bytes, 1024, 2**31)
 
     def columns(self) -> dict[str, str]:
         """Return role -> column name in the files."""
-        roles = ("text", "source", "url", "date", "language")
+        roles = ("text", "source", "url", "date", "language", "content_type", "license", "opt_out")
         return {role: getattr(self, f"{role}_column") for role in roles}
 
 
@@ -55,10 +94,17 @@ class PipelineConfig:
 
     name: str = MISSING
     stages: list[str] = MISSING
+    extract: Extract = field(default_factory=Extract)
+    url_list: UrlList = field(default_factory=UrlList)
+    language: Language = field(default_factory=Language)
     gopher_quality: GopherQuality = field(default_factory=GopherQuality)
     gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
     c4: C4 = field(default_factory=C4)
     fineweb: FineWeb = field(default_factory=FineWeb)
+    nsfw: NSFW = field(default_factory=NSFW)
+    quality: Quality = field(default_factory=Quality)
+    perplexity: Perplexity = field(default_factory=Perplexity)
+    pii: PII = field(default_factory=PII)
     url_dedup: UrlDedup = field(default_factory=UrlDedup)
     exact_dedup: ExactDedup = field(default_factory=ExactDedup)
 
@@ -80,6 +126,11 @@ class PipelineConfig:
                 )
         for name in self.stages:
             order = getattr(self, name)
+            if hasattr(order, "check"):
+                try:
+                    order.check()
+                except ConfigError as error:
+                    raise ConfigError(f"pipeline.{error}") from error
             if isinstance(order, KeepOrder) and (order.prefer is Prefer.best_score) != (order.score is not None):
                 raise ConfigError(
                     f"pipeline.{name}.prefer={order.prefer.value} and pipeline.{name}.score={order.score}: "

@@ -37,7 +37,8 @@ SCHEMA = pa.schema(
     ]
 )
 """
-row           counts from 0: line of a JSONL file (blank lines count), row of a Parquet file, byte of a WARC record
+row           counts from 0: line of a JSONL file (blank lines count), row of a table; of a WARC file the byte at which
+              the record begins (behind the first record of a gzip member, one more for each record)
 content_type  text/html until `extract` has made text of it
 license, opt_out  as the record states them
 published     the document is in shards that are already out: it wins over its copies, and is not written again

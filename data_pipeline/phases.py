@@ -11,30 +11,26 @@ from data_pipeline.batches import load_documents, write_documents
 from data_pipeline.config import InputConfig
 from data_pipeline.document import Documents, text_bytes
 from data_pipeline.engines.work import Commit, Task, write_blocks
-from data_pipeline.read import jsonl, parquet, plan
+from data_pipeline.read import plan
 from data_pipeline.read.rows import Rows
 from data_pipeline.report.statistics import StageStatistics
 from data_pipeline.stages import STAGES, apply_local
 from llama_foundation.errors import DataError
 
 _SLICE_BYTES = 2 * 1024 * 1024  # of text judged at once
-_OPTIONAL = ("source", "url", "date", "language")
+_OPTIONAL = ("source", "url", "date", "language", "content_type", "license", "opt_out")
 
 
-def count_lines_task(folder: Path, task: Task) -> Commit:
-    """Count the lines of a piece, so that the pieces behind it know their row numbers."""
-    return Commit(notes={"lines": plan.count_lines(task.payload)})
+def survey_task(folder: Path, task: Task) -> Commit:
+    """Look at the bytes of a piece for what `plan.settle` wants to know: numbers of lines, borders of records."""
+    return Commit(notes={"survey": plan.survey(*task.payload)})
 
 
 def read_task(folder: Path, task: Task) -> Commit:
     """Read one piece of a file into blocks of bounded size."""
     piece, settings, partition_bytes, seed = task.payload
-    path = Path(piece.file.path)
-    rows = Rows(piece.file.path, piece.file.source, settings, seed)
-    if path.suffix == ".parquet":
-        steps = parquet.read(path, piece.start, piece.first_row, settings, rows)
-    else:
-        steps = jsonl.read(path, piece.start, piece.end, piece.first_row, settings, rows)
+    rows = Rows(piece.file, settings, seed)
+    steps = plan.read(piece, settings, rows)
 
     def tables() -> Iterator[tuple[str, pa.Table]]:
         for _ in steps:

@@ -33,7 +33,7 @@ from data_pipeline.split import TRAIN, sample_shares, validation_limit
 from data_pipeline.stages import STAGES, GlobalStage
 from data_pipeline.tokenize import load_tokenizer
 from llama_foundation.errors import ConfigError, DataError, RunError
-from llama_foundation.files import publish, publish_json
+from llama_foundation.files import checksum_file, publish, publish_json
 
 
 def run(config: DataPipelineConfig) -> int:
@@ -90,10 +90,11 @@ class Pipeline:
         settings = self.config.input
         pieces = plan.cut(files, self.config.partition_bytes, settings)
         inputs = [asdict(settings), [asdict(file) for file in files], self.config.partition_bytes, self.config.seed]
-        uncounted = [piece for piece in pieces if plan.needs_line_count(piece)]
-        commits = self.chain.phase("lines", inputs, phases.count_lines_task, uncounted, lambda piece: piece.label)
-        lines = {piece: commit.notes["lines"] for piece, commit in zip(uncounted, commits, strict=True)}
-        pieces = plan.number_rows(pieces, lines)
+        unknown = [piece for piece in pieces if plan.needs_survey(piece, self.config.partition_bytes)]
+        payloads = [(piece, self.config.partition_bytes, settings) for piece in unknown]
+        commits = self.chain.phase("survey", inputs, phases.survey_task, payloads, lambda payload: payload[0].label)
+        surveys = {piece: commit.notes["survey"] for piece, commit in zip(unknown, commits, strict=True)}
+        pieces = plan.settle(pieces, surveys)
         payloads = [(piece, settings, self.config.partition_bytes, self.config.seed) for piece in pieces]
         commits = self.chain.phase(READ, READ_VERSION, phases.read_task, payloads, lambda payload: payload[0].label)
         phases.check_columns([commit.notes for commit in commits], settings)
@@ -104,7 +105,15 @@ class Pipeline:
 
     def _local(self, names: list[str], blocks: list[Block]) -> tuple[list[Block], list[StageStatistics]]:
         stages = [(name, getattr(self.config.pipeline, name)) for name in names]
-        inputs = [(name, STAGES[name].version, flatten(settings)) for name, settings in stages]
+        inputs = [
+            (
+                name,
+                STAGES[name].version,
+                flatten(settings),
+                [checksum_file(file) for file in STAGES[name].files(settings)],
+            )
+            for name, settings in stages
+        ]
         payloads = [(block, stages, self.config.seed) for block in blocks]
         commits = self.chain.phase("+".join(names), inputs, phases.local_task, payloads, block_label)
         return all_blocks(commits), total_statistics(commits, names)
@@ -184,6 +193,11 @@ class Pipeline:
             split, source = group.split("/")
             self.shard_sets.setdefault(split, []).append(source)
         assert TRAIN in self.shard_sets
+
+
+def _contents(name: str, settings: Any) -> list[str]:
+    """Return the checksums of the files that a local stage reads besides the documents."""
+    return [checksum_file(file) for file in STAGES[name].files(settings)]
 
 
 def _describe(config: DataPipelineConfig, files: list[plan.InputFile]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ long as it stays the same.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.chain import Chain
@@ -15,7 +16,19 @@ from data_pipeline.counting import count_batch
 from data_pipeline.dedup import exact, url
 from data_pipeline.document import Documents
 from data_pipeline.engines.work import Block
-from data_pipeline.filters import c4, fineweb, gopher_quality, gopher_repetition
+from data_pipeline.extract import extract
+from data_pipeline.filters import (
+    c4,
+    fineweb,
+    gopher_quality,
+    gopher_repetition,
+    language,
+    nsfw,
+    perplexity,
+    pii,
+    quality,
+    url_list,
+)
 from data_pipeline.filters.measure import KEEP, Measurement, Rule, decide
 from data_pipeline.report.statistics import StageStatistics
 
@@ -28,6 +41,7 @@ class LocalStage:
     version: int
     measure: Callable[[Documents, Any], Measurement]
     rules: Callable[[Any], list[Rule]]
+    files: Callable[[Any], list[Path]]  # inputs besides the documents whose content decides what is kept
 
 
 @dataclass(frozen=True)
@@ -43,8 +57,22 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
     stage.name: stage
     for stage in (
         *(
-            LocalStage(module.NAME, module.VERSION, module.measure, module.rules)
-            for module in (gopher_quality, gopher_repetition, c4, fineweb)
+            LocalStage(
+                module.NAME, module.VERSION, module.measure, module.rules, getattr(module, "files", lambda settings: [])
+            )
+            for module in (
+                extract,
+                url_list,
+                language,
+                gopher_quality,
+                gopher_repetition,
+                c4,
+                fineweb,
+                nsfw,
+                quality,
+                perplexity,
+                pii,
+            )
         ),
         *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact)),
     )

@@ -22,6 +22,15 @@ def checksum(data: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def checksum_file(path: Path) -> str:
+    """Return the `checksum` of a file's content, read a few megabytes at a time."""
+    hasher = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            hasher.update(piece)
+    return hasher.hexdigest()
+
+
 def fsync_directory(directory: Path) -> None:
     """Make renames inside `directory` durable."""
     descriptor = os.open(directory, os.O_RDONLY)

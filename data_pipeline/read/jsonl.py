@@ -9,13 +9,14 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
 
 from data_pipeline.config import InputConfig
+from data_pipeline.read.pieces import InputFile, Piece
 from data_pipeline.read.rows import Rows
+from data_pipeline.read.storage import open_file
 
 READ_BYTES = 1024 * 1024
 ZSTD_BLOCK_BYTES = 128 * 1024
@@ -29,28 +30,45 @@ class DamagedFileError(Exception):
     """The compressed data breaks off or is not what it says; whole lines up to the block before were read."""
 
 
-def count_lines(path: Path, start: int, end: int) -> int:
-    """Return how many lines begin in the bytes [start, end) of a plain file."""
-    first, last = max(start - 1, 0), end - 1  # a line begins behind a newline
-    count = int(start == 0 and end > 0)
-    with open(path, "rb") as file:
+def cut(file: InputFile, partition_bytes: int, settings: InputConfig) -> list[Piece]:
+    """Cut a plain file by bytes; a compressed one is one piece. `first_row` of the later pieces is not known yet."""
+    if _compressed(file.path):
+        return [Piece(file, 0, file.size, 0)]
+    starts = range(0, file.size, partition_bytes)
+    return [Piece(file, start, min(start + partition_bytes, file.size), 0) for start in starts]
+
+
+def needs_survey(piece: Piece, partition_bytes: int) -> bool:
+    """Whether lines of this piece must be counted before the pieces behind it know their rows."""
+    return piece.end < piece.file.size
+
+
+def survey(piece: Piece, partition_bytes: int, settings: InputConfig) -> list[int]:
+    """Return how many lines begin in a piece of a plain file, as a list of one number."""
+    first, last = max(piece.start - 1, 0), piece.end - 1  # a line begins behind a newline
+    count = int(piece.start == 0 and piece.end > 0)
+    with open_file(piece.file.path) as file:
         file.seek(first)
         while first < last and (block := file.read(min(READ_BYTES, last - first))):
             count += block.count(b"\n")
             first += len(block)
-    return count
+    return [count]
 
 
-def read(path: Path, start: int, end: int, first_row: int, settings: InputConfig, rows: Rows) -> Iterator[None]:
-    """Add the records of the lines that begin in [start, end) to `rows`; yields after each line.
+def settle(pieces: list[Piece], surveys: dict[Piece, list[int]]) -> list[Piece]:
+    """Return the pieces of one file with `first_row` filled in from the number of lines in the pieces before."""
+    settled, following = [], 0
+    for piece in pieces:
+        settled.append(Piece(piece.file, piece.start, piece.end, following))
+        following += sum(surveys.get(piece, []))
+    return settled
 
-    Args:
-        start, end: bytes of a plain file; of a compressed file always its whole range.
-        first_row: number of the line that begins first in the range, from 0.
-    """
-    row = first_row
+
+def read(piece: Piece, settings: InputConfig, rows: Rows) -> Iterator[None]:
+    """Add the records of the lines that begin in the bytes of a piece to `rows`; yields after each line."""
+    row = piece.first_row
     try:
-        for line, size in _lines(path, start, end, settings):
+        for line, size in _lines(piece, settings):
             _add_line(rows, row, line, size)
             row += 1
             yield
@@ -77,13 +95,17 @@ def _add_line(rows: Rows, row: int, line: bytes | None, size: int) -> None:
     return rows.add(row, record, size)
 
 
-def _lines(path: Path, start: int, end: int, settings: InputConfig) -> Iterator[tuple[bytes | None, int]]:
-    """Yield (line without its newline, its bytes) for lines that begin in [start, end); None for a line too long."""
-    limit = settings.max_line_bytes
-    with open(path, "rb") as file:
-        if path.suffix == ".gz":
+def _compressed(path: str) -> bool:
+    return path.endswith((".gz", ".zst"))
+
+
+def _lines(piece: Piece, settings: InputConfig) -> Iterator[tuple[bytes | None, int]]:
+    """Yield (line without its newline, its bytes) for lines that begin in the piece; None for a line too long."""
+    path, start, limit = piece.file.path, piece.start, settings.max_line_bytes
+    with open_file(path) as file:
+        if path.endswith(".gz"):
             yield from _split(_gzip_blocks(file), limit)
-        elif path.suffix == ".zst":
+        elif path.endswith(".zst"):
             yield from _split(_zstd_blocks(file, settings.max_zstd_window_bytes), limit)
         else:
             position = max(start - 1, 0)
@@ -91,7 +113,7 @@ def _lines(path: Path, start: int, end: int, settings: InputConfig) -> Iterator[
             lines = _split(iter(lambda: file.read(READ_BYTES), b""), limit)
             if start > 0:
                 position += next(lines, (None, 0))[1] + 1
-            while position < end and (line := next(lines, None)) is not None:
+            while position < piece.end and (line := next(lines, None)) is not None:
                 position += line[1] + 1
                 yield line
 

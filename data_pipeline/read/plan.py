@@ -1,121 +1,54 @@
-"""Which files, and how they are cut into pieces that workers read on their own."""
+"""How files are cut into pieces that workers read on their own.
 
-import glob
-import os
-from dataclasses import dataclass
-from pathlib import Path
+A format is a module with `cut` (in the main process: what can be known without reading) and `read`. Where the borders
+of pieces, or their first rows, are known only after a look at the bytes, it has `needs_survey`, `survey` (in a worker)
+and `settle` too.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+from types import ModuleType
 
 from data_pipeline.config import InputConfig
-from data_pipeline.read import jsonl, parquet
-from data_pipeline.read.rows import BadRecordError, source_name
-from llama_foundation.errors import ConfigError, DataError
+from data_pipeline.read import arrow, hub, jsonl, parquet, warc
+from data_pipeline.read.inputs import find, split_suffix
+from data_pipeline.read.pieces import InputFile, Piece
+from data_pipeline.read.rows import Rows
 
-COMPRESSIONS = (".gz", ".zst")
-FORMATS = (".jsonl", ".ndjson", ".parquet")
+__all__ = ["InputFile", "Piece", "cut", "find", "needs_survey", "read", "settle", "survey"]
 
-
-@dataclass(frozen=True)
-class InputFile:
-    """A file as it was found; size and time tell whether it is still the same."""
-
-    path: str
-    source: str  # of records that name none
-    size: int  # bytes
-    modified: int  # nanoseconds since 1970
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Bytes [start, end) of a JSONL file, or row group `start` of a Parquet file."""
-
-    file: InputFile
-    start: int
-    end: int
-    first_row: int
-
-    @property
-    def label(self) -> str:
-        return f"{self.file.path} from row {self.first_row}"
-
-
-def find(settings: InputConfig) -> list[InputFile]:
-    """Expand the globs; every file once, sorted by path.
-
-    Raises:
-        DataError: a glob matches nothing, or a file has an unknown suffix.
-    """
-    paths: set[str] = set()
-    for pattern in settings.paths:
-        matched = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
-        files = [os.path.normpath(path) for path in matched if os.path.isfile(path)]
-        if not files:
-            hint = f"; it is a directory: write {pattern.rstrip('/')}/**/*.jsonl" if os.path.isdir(pattern) else ""
-            raise DataError(f"input.paths: no file matches {pattern}{hint} (from {os.getcwd()})")
-        paths.update(files)
-    return [_describe(path, settings) for path in sorted(paths)]
+FORMATS = {".jsonl": jsonl, ".ndjson": jsonl, ".parquet": parquet, ".arrow": arrow, ".warc": warc, ".wet": warc}
 
 
 def cut(files: list[InputFile], partition_bytes: int, settings: InputConfig) -> list[Piece]:
-    """Cut plain JSONL by bytes and Parquet by row group; `first_row` of the later pieces of JSONL is not known yet."""
-    pieces = []
-    for file in files:
-        path = Path(file.path)
-        if path.suffix == ".parquet":
-            for index, (first, _) in enumerate(parquet.row_groups(path, settings)):
-                pieces.append(Piece(file, index, index + 1, first))
-        elif path.suffix in COMPRESSIONS:
-            pieces.append(Piece(file, 0, file.size, 0))
-        else:
-            for start in range(0, file.size, partition_bytes):
-                pieces.append(Piece(file, start, min(start + partition_bytes, file.size), 0))
-    return pieces
+    """Return the pieces as far as they are known; `settle` completes them."""
+    return [piece for file in files for piece in _format(file).cut(file, partition_bytes, settings)]
 
 
-def needs_line_count(piece: Piece) -> bool:
-    """Whether lines of this piece must be counted before the pieces behind it know their rows."""
-    path = Path(piece.file.path)
-    return path.suffix in (".jsonl", ".ndjson") and piece.end < piece.file.size
+def needs_survey(piece: Piece, partition_bytes: int) -> bool:
+    """Whether a worker must look at the bytes of this piece before it, or what follows it, can be read."""
+    format_ = _format(piece.file)
+    return hasattr(format_, "survey") and format_.needs_survey(piece, partition_bytes)
 
 
-def number_rows(pieces: list[Piece], lines: dict[Piece, int]) -> list[Piece]:
-    """Return the pieces with `first_row` filled in from the number of lines in the pieces before."""
-    numbered: list[Piece] = []
-    following = 0
-    for piece in pieces:
-        if Path(piece.file.path).suffix == ".parquet":
-            numbered.append(piece)
-            continue
-        following = following if piece.start else 0
-        numbered.append(Piece(piece.file, piece.start, piece.end, following))
-        following += lines.get(piece, 0)
-    return numbered
+def survey(piece: Piece, partition_bytes: int, settings: InputConfig) -> list[int]:
+    """Return what `settle` wants to know: lines in a piece of JSONL, borders in a WARC file."""
+    return _format(piece.file).survey(piece, partition_bytes, settings)
 
 
-def count_lines(piece: Piece) -> int:
-    """Return how many lines begin in a piece of plain JSONL."""
-    return jsonl.count_lines(Path(piece.file.path), piece.start, piece.end)
+def settle(pieces: list[Piece], surveys: dict[Piece, list[int]]) -> list[Piece]:
+    """Return the final pieces, in the order of the files."""
+    settled: list[Piece] = []
+    for file, group in groupby(pieces, lambda piece: piece.file):
+        format_, own = _format(file), list(group)
+        settled += format_.settle(own, surveys) if hasattr(format_, "settle") else own
+    return settled
 
 
-def _describe(path: str, settings: InputConfig) -> InputFile:
-    name = Path(path).name
-    stem, suffix = os.path.splitext(name)
-    if suffix in COMPRESSIONS:
-        stem, suffix = os.path.splitext(stem)
-        if suffix == ".parquet":
-            suffix = ".parquet inside " + os.path.splitext(name)[1]
-    if suffix not in FORMATS:
-        raise DataError(
-            f"{path}: cannot read {suffix or 'a file without a suffix'}; known: .jsonl and .ndjson "
-            "(plain, .gz, .zst), .parquet"
-        )
-    try:
-        source = source_name(settings.source or stem)
-    except BadRecordError as error:
-        raise ConfigError(f"input.source={settings.source or stem} is too long for a directory name") from error
-    try:
-        status = os.stat(path)
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    return InputFile(path, source, status.st_size, status.st_mtime_ns)
+def read(piece: Piece, settings: InputConfig, rows: Rows) -> Iterator[None]:
+    """Add the documents of a piece to `rows`, and count what is none; yields often."""
+    return _format(piece.file).read(piece, settings, rows)
+
+
+def _format(file: InputFile) -> ModuleType:
+    return hub if file.path.startswith(hub.PREFIX) else FORMATS[split_suffix(file.path)[1]]

@@ -8,12 +8,17 @@ import pyarrow as pa
 
 from data_pipeline.config import InputConfig
 from data_pipeline.document import SCHEMA, keyed_hashes, record_id
+from data_pipeline.read.pieces import InputFile
 from data_pipeline.report.statistics import EXAMPLE_CHARACTERS, StageStatistics
 
 NAME = "read"
-VERSION = 1
+VERSION = 2
 
 MAX_SOURCE_NAME = 120  # bytes; it becomes a directory name
+
+
+PLAIN_ROLES = ("url", "date", "language", "content_type", "license", "opt_out")
+"""Columns that are kept as text, whatever type a file gives them."""
 
 
 class BadRecordError(Exception):
@@ -42,9 +47,10 @@ def source_name(source: str) -> str:
 class Rows:
     """Collects the records of one piece of a file."""
 
-    def __init__(self, file: str, default_source: str, settings: InputConfig, seed: int) -> None:
-        self.file = file
-        self.default_source = default_source
+    def __init__(self, file: InputFile, settings: InputConfig, seed: int) -> None:
+        self.file = file.path
+        self.default_source = file.source
+        self.published = file.published
         self.columns = settings.columns()
         self.seed = seed
         self.statistics = StageStatistics(NAME)
@@ -61,11 +67,20 @@ class Rows:
         self.columns_seen.update(name for name in self.columns.values() if record.get(name) is not None)
         if self.first_row is None:
             self.first_row = [row, sorted(map(str, record))]
+        values = {role: record.get(column) for role, column in self.columns.items()}
+        self.without_text += values["text"] is None
+        self.add_document(row, values, size)
+
+    def add_document(self, row: int, values: dict[str, Any], size: int) -> None:
+        """Add a record by the roles of its values: text, and source, url, date ... where it has them."""
         try:
-            self._add(row, record)
+            self._add(row, values)
         except BadRecordError as problem:
-            self.without_text += str(problem) == "missing_text"
-            self.problem(row, str(problem), size, json.dumps(record, default=repr))
+            self.problem(row, str(problem), size, _shown(values))
+
+    def note(self, kind: str) -> None:
+        """Count something that is no loss: a record of a kind that holds no document, or a repair."""
+        self.statistics.noted[f"{NAME}.{kind}"] = self.statistics.noted.get(f"{NAME}.{kind}", 0) + 1
 
     def problem(self, row: int, reason: str, size: int, detail: str) -> None:
         """Count a row that is no document."""
@@ -97,34 +112,32 @@ class Rows:
             "first_row": self.first_row,
         }
 
-    def _add(self, row: int, record: dict[str, Any]) -> None:
-        values = {role: record.get(column) for role, column in self.columns.items()}
+    def _add(self, row: int, values: dict[str, Any]) -> None:
         if values["text"] is None:
             raise BadRecordError("missing_text")
         text = _decoded(values["text"], "text_is_not_a_string")
         if not text.strip():
             raise BadRecordError("empty_text")
         source = self.default_source
-        if values["source"] not in (None, "", b""):
+        if values.get("source") not in (None, "", b""):
             source = source_name(_decoded(values["source"], "source_is_not_a_string"))
-        url, date, language = (_plain(values[role]) for role in ("url", "date", "language"))
-        size = len(text.encode())
+        plain = {role: _plain(values.get(role)) for role in PLAIN_ROLES}
         document = {
-            "record_id": record_id(source, self.file, row, url, date),
+            "record_id": record_id(source, self.file, row, plain["url"], plain["date"]),
             "source": source,
             "file": self.file,
             "row": row,
-            "url": url,
-            "date": date,
-            "language": language,
-            "published": False,
-            "copies": 1,
+            **plain,
             "text": text,
+            "published": self.published,
+            "copies": 1,
+            "cluster": None,
         }
-        for name in SCHEMA.names:
-            self._waiting[name].append(document.get(name))
-        self.statistics.count(self.statistics.seen, source, language, size)
-        self.statistics.count(self.statistics.kept, source, language, size)
+        for name, waiting in self._waiting.items():
+            waiting.append(document[name])
+        size = len(text.encode())
+        self.statistics.count(self.statistics.seen, source, plain["language"], size)
+        self.statistics.count(self.statistics.kept, source, plain["language"], size)
         self.bytes += size
 
 
@@ -144,7 +157,17 @@ def _decoded(value: Any, problem: str) -> str:
 
 
 def _plain(value: Any) -> str | None:
-    """Return a URL, date or language as text, whatever type the file gives it."""
+    """Return a URL, a date ... as text, whatever type the file gives it."""
     if value is None or value in ("", b""):
         return None
     return _decoded(value if isinstance(value, str | bytes) else str(value), "")
+
+
+def _shown(values: dict[str, Any]) -> str:
+    """Return the start of a bad record for the report, without a second copy of a long text."""
+    cut = {
+        role: value[:EXAMPLE_CHARACTERS] if isinstance(value, str | bytes) else value
+        for role, value in values.items()
+        if value is not None
+    }
+    return json.dumps(cut, default=repr)

@@ -26,6 +26,7 @@ class StageStatistics:
     dropped: Tallies = field(default_factory=dict)  # source -> reason -> tally
     abstained: dict[str, int] = field(default_factory=dict)  # rule -> documents
     edits: dict[str, int] = field(default_factory=dict)  # what was edited, by rule: lines removed, numbers masked
+    noted: dict[str, int] = field(default_factory=dict)  # what is no loss -> how often: other records, repairs
     cluster_sizes: dict[str, int] = field(default_factory=dict)  # copies of one text -> clusters
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> split -> tokens
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # reason -> smallest hashes first
@@ -58,6 +59,7 @@ class StageStatistics:
         for mine, theirs in (
             (self.abstained, other.abstained),
             (self.edits, other.edits),
+            (self.noted, other.noted),
             (self.cluster_sizes, other.cluster_sizes),
         ):
             add(mine, theirs)

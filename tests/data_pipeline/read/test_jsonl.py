@@ -5,10 +5,7 @@ import random
 
 import pytest
 import zstandard
-
-from data_pipeline.config import InputConfig
-from data_pipeline.read import jsonl, plan
-from data_pipeline.read.rows import Rows
+from read_whole import read_whole
 
 
 def write(path, data):
@@ -26,20 +23,11 @@ def records(texts, newline="\n"):
 
 def read(path, partition_bytes=10**9, **settings):
     """Return {row: text} and {reason: [rows]}, whatever the pieces."""
-    config = InputConfig(paths=[str(path)], **settings)
-    pieces = plan.cut(plan.find(config), partition_bytes, config)
-    lines = {piece: plan.count_lines(piece) for piece in pieces if plan.needs_line_count(piece)}
-    texts, problems = {}, {}
-    for piece in plan.number_rows(pieces, lines):
-        rows = Rows(piece.file.path, piece.file.source, config, seed=0)
-        for _ in jsonl.read(path, piece.start, piece.end, piece.first_row, config, rows):
-            pass
-        table = rows.take()
-        if table is not None:
-            texts.update(zip(table["row"].to_pylist(), table["text"].to_pylist(), strict=True))
-        for reason, examples in rows.statistics.examples.items():
-            problems.setdefault(reason.removeprefix("read."), []).extend(each["row"] for each in examples)
-    return texts, problems
+    table, statistics = read_whole(path, partition_bytes, **settings)
+    problems = {}
+    for reason, examples in statistics.examples.items():
+        problems[reason.removeprefix("read.")] = [each["row"] for each in examples]
+    return dict(zip(table["row"].to_pylist(), table["text"].to_pylist(), strict=True)), problems
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "jsonl.gz", "jsonl.zst"])

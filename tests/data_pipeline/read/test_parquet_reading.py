@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.config import InputConfig
-from data_pipeline.read import parquet, plan
+from data_pipeline.read import plan
 from data_pipeline.read.rows import Rows
 from llama_foundation.errors import DataError
 
@@ -12,8 +12,8 @@ def read(path, **settings):
     config = InputConfig(paths=[str(path)], **settings)
     found, statistics = [], []
     for piece in plan.cut(plan.find(config), 10**9, config):
-        rows = Rows(piece.file.path, piece.file.source, config, seed=0)
-        for _ in parquet.read(path, piece.start, piece.first_row, config, rows):
+        rows = Rows(piece.file, config, seed=0)
+        for _ in plan.read(piece, config, rows):
             pass
         table = rows.take()
         found += table.select(["row", "source", "language", "text"]).to_pylist() if table else []

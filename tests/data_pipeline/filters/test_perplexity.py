@@ -1,0 +1,96 @@
+"""Perplexity buckets, with a stand-in for kenlm: it has no wheel, so only the calls to it are tested here."""
+
+import sys
+import types
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_pipeline.document import SCHEMA, Documents
+from data_pipeline.filters import perplexity
+from data_pipeline.filters.perplexity import Bucket, LanguageModel, Perplexity
+from llama_foundation.errors import ConfigError, DataError, UserError
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    perplexity._load.cache_clear()
+
+
+@pytest.fixture
+def model(monkeypatch, tmp_path):
+    """Every word of L letters has probability 10**-L, and so has the end of a line with L = 1."""
+
+    class Model:
+        def __init__(self, path):
+            if "damaged" in path:
+                raise OSError("Cannot read model")
+
+        def score(self, sentence, bos=True, eos=True):
+            return -float(sum(map(len, sentence.split(" "))) + (1 if eos else 0))
+
+    monkeypatch.setitem(sys.modules, "kenlm", types.SimpleNamespace(Model=Model))
+    (tmp_path / "en.bin").write_bytes(b"model")
+    return str(tmp_path / "en.bin")
+
+
+def documents(texts, languages):
+    count = len(texts)
+    columns = [
+        [bytes(16)] * count,
+        ["s"] * count,
+        ["f"] * count,
+        list(range(count)),
+        *[[None] * count] * 2,
+        languages,
+        texts,
+    ]
+    return Documents(pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA))
+
+
+def test_buckets_are_cut_by_perplexity_per_token_and_line_ends_count(model):
+    settings = Perplexity({"en": LanguageModel(model, head=10**1.5, middle=10**2.0)}, keep_through=Bucket.middle)
+    settings.check()
+    texts = ["a bb\nbb a", "aaa bb\n\n a ", "aaaa", "a" * 5000, "a", "a", " \n"]
+    measured = perplexity.measure(documents(texts, ["en", "en-US", "en", "en", "de", None, "en"]), settings)
+    # (1+2+1)*2 letters and ends over 6 tokens; (3+2+1) + (1+1) over 5; (4+1) over 2; cut off; three abstain
+    assert measured.scores["en"][:3] == pytest.approx([10 ** (8 / 6), 10 ** (8 / 5), 10**2.5])
+    assert measured.scores["en"][3] == perplexity.LARGEST
+    assert np.isnan(measured.scores["en"][4:]).all()
+    assert measured.columns["perplexity_bucket"].to_pylist() == ["head", "middle", "tail", "tail", None, None, None]
+    [rule] = perplexity.rules(settings)
+    assert (rule.reason, rule.score, rule.maximum) == ("high_en", "en", 100)
+
+
+def test_lines_are_normalized_as_ccnet_did():
+    assert perplexity.normalized("Él tenía 42 AÑOS") == "el tenia 00 anos"
+
+
+def test_a_missing_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kenlm", None)
+    settings = Perplexity({"en": LanguageModel("m.bin", head=1.0, middle=2.0)})
+    with pytest.raises(UserError, match=r"C\+\+ compiler and CMake installed run pip install kenlm"):
+        perplexity.measure(documents(["x"], ["en"]), settings)
+
+
+def test_a_model_that_is_missing_or_damaged_is_named(model, tmp_path):
+    (tmp_path / "damaged.bin").write_bytes(b"x")
+    for name, message in (("none.bin", "none.bin does not exist"), ("damaged.bin", "kenlm cannot read it")):
+        settings = Perplexity({"en": LanguageModel(str(tmp_path / name), head=1.0, middle=2.0)})
+        with pytest.raises(DataError, match=message):
+            perplexity.measure(documents(["x"], ["en"]), settings)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ({}, "names no model"),
+        ({"en": LanguageModel()}, "perplexity.models.en.model is not set"),
+        ({"en": LanguageModel("m", head=3.0, middle=2.0)}, "head at most middle"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(models, message):
+    with pytest.raises(ConfigError) as error:
+        Perplexity(models).check()
+    assert message in str(error.value)
