@@ -256,6 +256,20 @@ class Float8(Enum):
     rowwise = "rowwise"  # one scale per row: closer to bf16
 
 
+class Reshard(Enum):
+    auto = "auto"  # always, but never under the pipeline schedules that split the backward pass
+    always = "always"  # memory of one block at a time, one more gathering
+    never = "never"  # memory of all weights of a stage
+
+
+class ReduceGradients(Enum):
+    """When FSDP2 reduces gradients over the ranks."""
+
+    auto = "auto"  # every micro-batch, but once under the pipeline schedules that split the backward pass
+    every_micro_batch = "every_micro_batch"  # no rank ever holds more than its slice of the gradients
+    once = "once"  # at the end: less communication, but unsharded float32 gradients (282 GB for 70B)
+
+
 @dataclass
 class EngineConfig:
     """How loss, gradients and updates are computed."""
@@ -268,7 +282,9 @@ class EngineConfig:
     loss_chunk: int = 2048  # tokens whose logits are held at once for the loss; 0: all
     float8: Float8 = Float8.none  # matrix multiplications of the blocks in float8 (torchao, compute capability 9.0)
     compile: bool = False  # torch.compile, block by block
-    reshard_after_forward: bool = True  # FSDP2: free gathered weights between forward and backward
+    reshard_after_forward: Reshard = Reshard.auto  # FSDP2: free gathered weights between forward and backward
+    reduce_gradients: ReduceGradients = ReduceGradients.auto
+    offload: bool = False  # FSDP2: weights, gradients and optimizer state in host memory, gathered block by block
     timeout_seconds: float = 600.0  # a collective, or a step without progress, that takes longer ends the job
     garbage_collection_every: int = 0  # optimizer steps, on all ranks at once; 0: whenever Python likes, on each rank
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from llama_train.config import Precision, TrainConfig
@@ -15,11 +16,11 @@ from llama_train.engine.engine import Chunk, NonFiniteError, StepResult
 from llama_train.model.initialize import initial_values
 from llama_train.model.llama import IGNORE, Llama
 from llama_train.optimizer.adamw import build_adamw
-from llama_train.parallel.apply import parallelize
+from llama_train.parallel.apply import parallelize, reduces_every_micro_batch
 from llama_train.parallel.held import held_parameters
 from llama_train.parallel.inputs import model_inputs
 from llama_train.parallel.layout import Layout, make_groups
-from llama_train.parallel.pipeline import SPLIT_BACKWARD, Pipeline, make_stage
+from llama_train.parallel.pipeline import Pipeline, make_stage
 from llama_train.parallel.stages import stage_numbers
 from llama_train.parallel.summands import add_up_summands
 from llama_train.parallel.whole import WholeModel, splits
@@ -35,13 +36,14 @@ class NativeEngine:
         self.layout = layout
         self.max_grad_norm = config.optimizer.max_grad_norm
         self.dtype = torch.float64 if config.engine.precision is Precision.fp64 else torch.float32
+        self.reduce_every = reduces_every_micro_batch(config.engine, layout)
         self.groups = make_groups(layout, device, config.engine.timeout_seconds, config.model.tied_embeddings)
         self.models: dict[int, Llama] = {}  # pipeline stage -> its part; one, 0, without a pipeline
         for stage in stage_numbers(layout):
             with torch.device("meta"):
                 model = make_stage(config.model, layout, stage).to(self.dtype)
             parallelize(model, config.engine, layout, self.groups, device.type)
-            self.models[stage] = model.to_empty(device=device)
+            self.models[stage] = model.to_empty(device="cpu" if config.engine.offload else device)
         self.held = held_parameters(self.models, config.model, layout)
         self._fill(config)
         self.optimizer = build_adamw(((held.name, held.parameter) for held in self.held), config.optimizer)
@@ -137,12 +139,13 @@ class NativeEngine:
     def _pipeline(self, config: TrainConfig) -> Pipeline:
         dtype = torch.bfloat16 if config.engine.precision is Precision.bf16 else self.dtype
         assert self.groups.pipeline is not None
-        reduce_every = config.layout.pipeline_schedule not in SPLIT_BACKWARD
-        return Pipeline(self.models, self.layout, self.groups.pipeline, self.device, dtype, reduce_every)
+        return Pipeline(self.models, self.layout, self.groups.pipeline, self.device, dtype, self.reduce_every)
 
     def _forward_backward(self, inputs: list[dict[str, torch.Tensor]], divisor: int) -> torch.Tensor:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for each in inputs:
+        for number, each in enumerate(inputs, start=1):
+            if not self.reduce_every and isinstance(self.models[0], FSDPModule):
+                self.models[0].set_requires_gradient_sync(number == len(inputs))
             loss_sum, _ = self.models[0](**each)
             (loss_sum / divisor).backward()
             loss += loss_sum.detach()
@@ -161,7 +164,7 @@ class NativeEngine:
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for chunk in self._gradient_chunks():
             if chunk.owner:
-                squares += torch.linalg.vector_norm(chunk.tensor, dtype=torch.float64) ** 2
+                squares += torch.linalg.vector_norm(chunk.tensor, dtype=torch.float64).to(self.device) ** 2
         dist.all_reduce(squares)
         return squares.sqrt()
 

@@ -1,6 +1,6 @@
 """In which order a model on the meta device becomes a sharded, checkpointed, compiled one."""
 
-from llama_train.config import EngineConfig, Precision
+from llama_train.config import EngineConfig, Precision, ReduceGradients, Reshard
 from llama_train.model.llama import Llama
 from llama_train.parallel.activations import checkpoint_activations
 from llama_train.parallel.attention_backend import choose_attention
@@ -8,6 +8,7 @@ from llama_train.parallel.context import apply_context_parallel
 from llama_train.parallel.float8 import apply_float8
 from llama_train.parallel.layout import Groups, Layout
 from llama_train.parallel.shard import apply_fsdp
+from llama_train.parallel.stages import splits_backward
 from llama_train.parallel.tensor import apply_tensor_parallel
 
 
@@ -27,5 +28,19 @@ def parallelize(model: Llama, config: EngineConfig, layout: Layout, groups: Grou
         for block in model.blocks():
             block.compile()
     # One process needs no sharding, unless for FSDP2's bf16 compute copies of fp32 weights.
-    if layout.shard_world * layout.data_replicate > 1 or config.precision is Precision.bf16:
-        apply_fsdp(model, groups.shard_mesh, config.precision, config.reshard_after_forward)
+    if layout.shard_world * layout.data_replicate > 1 or config.precision is Precision.bf16 or config.offload:
+        apply_fsdp(model, groups.shard_mesh, config.precision, reshards(config, layout), config.offload)
+
+
+def reshards(config: EngineConfig, layout: Layout) -> bool:
+    """Whether gathered weights are freed between forward and backward."""
+    if config.reshard_after_forward is Reshard.auto:
+        return not splits_backward(layout)  # FSDP2 would lose gradients under these schedules (torch 2.13)
+    return config.reshard_after_forward is Reshard.always
+
+
+def reduces_every_micro_batch(config: EngineConfig, layout: Layout) -> bool:
+    """Whether gradients are reduced after every micro-batch, or once after all."""
+    if config.reduce_gradients is ReduceGradients.auto:
+        return not splits_backward(layout)
+    return config.reduce_gradients is ReduceGradients.every_micro_batch

@@ -21,7 +21,7 @@ from torch.distributed.pipelining._backward import stage_backward
 from llama_train.config import ModelConfig, PipelineSchedule
 from llama_train.model.llama import Llama
 from llama_train.parallel.layout import Layout
-from llama_train.parallel.stages import layers_per_stage, stage_layers, stage_ranks
+from llama_train.parallel.stages import layers_per_stage, splits_backward, stage_layers, stage_ranks
 
 _SCHEDULES = {
     PipelineSchedule.gpipe: torch_schedules.ScheduleGPipe,
@@ -31,12 +31,6 @@ _SCHEDULES = {
     PipelineSchedule.zero_bubble_v: torch_schedules.ScheduleZBVZeroBubble,
     PipelineSchedule.dual_pipe_v: torch_schedules.ScheduleDualPipeV,
 }
-SPLIT_BACKWARD = (
-    PipelineSchedule.interleaved_zero_bubble,
-    PipelineSchedule.zero_bubble_v,
-    PipelineSchedule.dual_pipe_v,
-)
-"""The schedules that compute the gradients of inputs and of weights at different times."""
 
 
 def make_stage(config: ModelConfig, layout: Layout, stage: int) -> Llama:
@@ -55,7 +49,7 @@ def make_stage(config: ModelConfig, layout: Layout, stage: int) -> Llama:
         model.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
     if stage > 0:
         model.model.embed_tokens = None
-    model.split_backward = layout.config.pipeline_schedule in SPLIT_BACKWARD
+    model.split_backward = splits_backward(layout)
     if last:
         model.register_forward_hook(_loss_alone)
     else:

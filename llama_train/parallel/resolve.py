@@ -3,10 +3,17 @@
 import math
 
 from llama_foundation.errors import ConfigError
-from llama_train.config import AttentionName, ContextMethod, PipelineSchedule, TrainConfig
+from llama_train.config import (
+    AttentionName,
+    ContextMethod,
+    PipelineSchedule,
+    ReduceGradients,
+    Reshard,
+    TrainConfig,
+)
 from llama_train.data.batch_size import check_divides
 from llama_train.parallel.layout import AXES, Layout
-from llama_train.parallel.stages import V_SCHEDULES, stage_ranks
+from llama_train.parallel.stages import V_SCHEDULES, splits_backward, stage_ranks
 
 
 def resolve_layout(config: TrainConfig, world_size: int, rank: int = 0) -> Layout:
@@ -121,6 +128,17 @@ def _check_pipeline(config: TrainConfig, layout: Layout) -> None:
             f"layout.pipeline_schedule={schedule.name} needs layout.stages_per_rank={needed}, not "
             f"{asked.stages_per_rank}"
         )
+    if splits_backward(layout) and layout.shard_world * layout.data_replicate > 1:
+        for setting, value, needed in (
+            ("reshard_after_forward", config.engine.reshard_after_forward, Reshard.never),
+            ("reduce_gradients", config.engine.reduce_gradients, ReduceGradients.once),
+        ):
+            if value.name not in ("auto", needed.name):
+                raise ConfigError(
+                    f"engine.{setting}={value.name}: layout.pipeline_schedule={schedule.name} computes gradients of "
+                    f"weights apart from those of inputs, where FSDP2 would lose them; use engine.{setting}="
+                    f"{needed.name} or auto, or another schedule"
+                )
     stages, layers = len(stage_ranks(layout)), config.model.layers
     if stages > layers:
         raise ConfigError(

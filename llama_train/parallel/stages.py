@@ -6,6 +6,14 @@ from llama_train.parallel.layout import Layout
 
 V_SCHEDULES = (PipelineSchedule.zero_bubble_v, PipelineSchedule.dual_pipe_v)
 
+SPLIT_BACKWARD = (PipelineSchedule.interleaved_zero_bubble, *V_SCHEDULES)
+"""The schedules that compute the gradients of inputs and of weights at different times."""
+
+
+def splits_backward(layout: Layout) -> bool:
+    """Whether the backward pass of a stage comes in two halves."""
+    return layout.pipeline > 1 and layout.config.pipeline_schedule in SPLIT_BACKWARD
+
 
 def stage_ranks(layout: Layout) -> list[int]:
     """Return for every stage the pipeline rank that holds it.
