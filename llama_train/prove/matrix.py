@@ -20,8 +20,8 @@ from llama_train.config import (
 from llama_train.prove.case import AXES, BATCH_SIZE, Case, Settings, Variant, axes_name, part
 from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS, Room
 
-ROOM = Room(layers=4, tensor=4, kv_heads=4)
-"""Four stages in a row, four tensor ranks, Ulysses on two context ranks of two tensor ranks."""
+ROOM = Room(layers=2, tensor=4, kv_heads=4)
+"""Four tensor ranks, Ulysses on two context ranks of two tensor ranks; cases with more stages get more layers."""
 
 _RESUMED_AT = 7
 _AUTO = {"reshard_after_forward": Reshard.auto, "reduce_gradients": ReduceGradients.auto}
@@ -37,7 +37,6 @@ ZERO_BUBBLE_V = P | {"pipeline_schedule": PipelineSchedule.zero_bubble_v, "stage
 DUAL_PIPE_V = P | {"pipeline_schedule": PipelineSchedule.dual_pipe_v, "stages_per_rank": 2}
 SPLIT_BACKWARD = (ZERO_BUBBLE, ZERO_BUBBLE_V, DUAL_PIPE_V)
 TWELVE = Variant("batch of 12", data={"batch_size": 12})
-UNEVEN_V = Variant("6 layers", model={"layers": 6})
 MASKED_ROWS = Variant("a rank all masked", masked_rows=BATCH_SIZE // 2)
 MASKED_TOKENS = Variant("a rank's tokens masked", masked_tokens=SEQUENCE_LENGTH // 2)
 BEST_FIT = Variant("best-fit", data={"packing": Packing.best_fit, "document_masks": True})
@@ -56,7 +55,7 @@ def full_cases(config: TrainConfig) -> list[Case]:
         *(_case(layout) for layout in _sums(2)),
         *(_case(layout) for layout in _sums(3)),
         # Schedules of a pipeline, each alone, with FSDP2, and some with what else meets inside a stage.
-        *(_case(each | {}) for each in (GPIPE, INTERLEAVED, ZERO_BUBBLE, ZERO_BUBBLE_V, DUAL_PIPE_V)),
+        *(_case(each) for each in (GPIPE, INTERLEAVED, ZERO_BUBBLE, ZERO_BUBBLE_V, DUAL_PIPE_V)),
         *(_case(each | S) for each in (GPIPE, INTERLEAVED, ZERO_BUBBLE, ZERO_BUBBLE_V, DUAL_PIPE_V)),
         *(_case(each | T) for each in (INTERLEAVED, ZERO_BUBBLE_V, DUAL_PIPE_V)),
         *(_case(each | C) for each in (INTERLEAVED, ZERO_BUBBLE_V)),
@@ -76,7 +75,7 @@ def full_cases(config: TrainConfig) -> list[Case]:
         *(_case(layout, variant=BEST_FIT) for layout in (S, C, ULYSSES, T, P, P | C)),
         # Uneven stages.
         *(_case(P | {"layers_per_stage": [1, 3]} | other, note="stages 1, 3") for other in ({}, S, T)),
-        _case(DUAL_PIPE_V | {"layers_per_stage": [2, 1, 2, 1]}, note="stages 2, 1, 2, 1", variant=UNEVEN_V),
+        _case(DUAL_PIPE_V | {"layers_per_stage": [2, 1, 2, 1]}, note="stages 2, 1, 2, 1"),
         # The other of tied and untied embeddings.
         *(_case(layout, variant=tied) for layout in (S, T, S | T, P, P | S, P | T, P | S | T, R | C)),
         *(_case(each, variant=tied) for each in (INTERLEAVED, ZERO_BUBBLE, ZERO_BUBBLE_V, DUAL_PIPE_V | S)),
@@ -116,7 +115,16 @@ def _case(layout: Settings, engine: Settings | None = None, note: str = "", vari
     words = [axes_name(layout), *([note] if note else []), *([variant.name] if variant.name != "plain" else [])]
     if any(layout | each == layout for each in SPLIT_BACKWARD):
         engine = _AUTO | (engine or {})  # what the configuration may have chosen is refused under these schedules
-    return Case(", ".join(words), (part(STEPS, layout, engine, variant.batch_size),), variant)
+    return Case(", ".join(words), (part(STEPS, layout, engine, variant.batch_size),), _with_layers(variant, layout))
+
+
+def _with_layers(variant: Variant, *layouts: Settings) -> Variant:
+    """Return `variant` with as many layers as the stages of `layouts` need."""
+    needed = [ROOM.layers or 1]
+    for layout in layouts:
+        stages = layout.get("pipeline", 1) * layout.get("stages_per_rank", 1)
+        needed.append(sum(layout.get("layers_per_stage", [1] * stages)))
+    return variant if max(needed) == needed[0] else replace(variant, model=variant.model | {"layers": max(needed)})
 
 
 def _sums(count: int) -> list[Settings]:
@@ -138,7 +146,7 @@ def _switched(config: TrainConfig) -> list[Case]:
     full = {"activation_checkpointing": ActivationCheckpointing.full}
     selective = {"activation_checkpointing": ActivationCheckpointing.selective}
     chunked = bool(config.engine.loss_chunk)
-    chunk = ({"loss_chunk": 0 if chunked else SEQUENCE_LENGTH // 3}, "no loss_chunk" if chunked else "loss_chunk")
+    chunk = ({"loss_chunk": 0 if chunked else SEQUENCE_LENGTH * 3 // 4}, "no loss_chunk" if chunked else "loss_chunk")
     return [
         *(_case(layout, full, "recompute full") for layout in (S | T, C | T, P | T, ZERO_BUBBLE_V)),
         *(_case(layout, selective, "recompute selective") for layout in (S | T, C, P | S)),
@@ -154,8 +162,8 @@ def _resumed() -> list[Case]:
     return [
         Case(
             f"{axes_name(written.layout)} → {axes_name(layout)}",
-            (written, replace(part(STEPS, layout, batch_size=TWELVE.batch_size))),
-            TWELVE,
+            (written, part(STEPS, layout, batch_size=TWELVE.batch_size)),
+            _with_layers(TWELVE, *layouts),
         )
         for layout in layouts
     ]

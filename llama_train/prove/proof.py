@@ -61,9 +61,10 @@ def outcomes(cases: list[Case], config: TrainConfig, work: Path, fault: str | No
     config = _with_shards(config, work)
     references: dict[str, tuple[Path, Differences]] = {}
     for case in cases:
-        if case.variant.name not in references:
-            references[case.variant.name] = _reference(case.variant, config, work)
-        reference, limit = references[case.variant.name]
+        computed = repr(case.variant)
+        if computed not in references:
+            references[computed] = _reference(case.variant, config, work)
+        reference, limit = references[computed]
         started = time.monotonic()
         differences, error = None, ""
         try:
@@ -121,7 +122,6 @@ def _on_device(config: TrainConfig, case: Case) -> TrainConfig:
 
 def _with_shards(config: TrainConfig, work: Path) -> TrainConfig:
     tokens = 3 * STEPS * BATCH_SIZE * SEQUENCE_LENGTH
-    make_shards(work / "shards", config.model.vocab_size, tokens, packed_for=SEQUENCE_LENGTH)
+    if not (work / "shards").exists():
+        make_shards(work / "shards", config.model.vocab_size, tokens, packed_for=SEQUENCE_LENGTH)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=str(work / "shards")))
-
-

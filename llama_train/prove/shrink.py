@@ -9,7 +9,6 @@ from llama_train.config import (
     ContextMethod,
     Float8,
     LayoutConfig,
-    Packing,
     Precision,
     TrainConfig,
 )
@@ -29,6 +28,7 @@ class Room:
     layers: int | None = None  # exactly so many; None: at most 3
     tensor: int = 1
     kv_heads: int = 1  # at least so many
+    replicated_kv_heads: bool = False  # and no more: fewer than tensor ranks
 
 
 def shrink(config: TrainConfig, room: Room, precision: Precision = Precision.fp64) -> tuple[TrainConfig, list[str]]:
@@ -44,10 +44,9 @@ def shrink(config: TrainConfig, room: Room, precision: Precision = Precision.fp6
     group = min(config.model.heads // config.model.kv_heads, 4)
     if group < config.model.heads // config.model.kv_heads:
         notes.append(f"{config.model.heads // config.model.kv_heads} query heads share a KV head, proven with {group}")
-    if group == 1:
-        model.kv_heads = max(min(config.model.kv_heads, 4), room.kv_heads)
-    else:
-        model.kv_heads = max(min(config.model.kv_heads, 2), room.kv_heads)
+    model.kv_heads = max(min(config.model.kv_heads, 4 if group == 1 else 2), room.kv_heads)
+    if room.replicated_kv_heads:
+        model.kv_heads = room.kv_heads
     if model.kv_heads * group % room.tensor:  # one KV head for three query heads
         group = 4
     model.heads = model.kv_heads * group
@@ -78,7 +77,7 @@ def shrink(config: TrainConfig, room: Room, precision: Precision = Precision.fp6
         small.engine.attention = AttentionName.sdpa
     if small.engine.loss_chunk:
         # So many tokens that a micro-batch of one row has several pieces, the last one shorter.
-        small.engine.loss_chunk = SEQUENCE_LENGTH // 3
+        small.engine.loss_chunk = SEQUENCE_LENGTH * 3 // 4
     small.check()
     return small, notes
 
@@ -107,10 +106,10 @@ def room_of(layouts: list[LayoutConfig], config: TrainConfig) -> Room:
         layers = max(layers, layout.pipeline * layout.stages_per_rank)
         tensor = max(tensor, layout.tensor)
         ulysses = layout.context if layout.context_method is ContextMethod.ulysses else 1
-        replicated = config.layout.tensor > config.model.kv_heads
-        kv_heads = max(kv_heads, ulysses * (1 if replicated else layout.tensor))
+        kv_heads = max(kv_heads, ulysses * (1 if config.layout.tensor > config.model.kv_heads else layout.tensor))
     chosen = next((layout.layers_per_stage for layout in layouts if layout.layers_per_stage is not None), None)
-    return Room(layers if chosen is None else sum(chosen), tensor, kv_heads)
+    replicated = tensor > 1 and config.layout.tensor > config.model.kv_heads
+    return Room(layers if chosen is None else sum(chosen), tensor, kv_heads, replicated)
 
 
 def _shrink_stages(small: LayoutConfig, layout: LayoutConfig) -> LayoutConfig:
@@ -131,8 +130,3 @@ def _without(layout: LayoutConfig, axes: list[str]) -> LayoutConfig:
     if changed.pipeline == 1:
         changed = replace(changed, stages_per_rank=1, layers_per_stage=None)
     return changed
-
-
-def packed(config: TrainConfig) -> bool:
-    """Whether documents are packed by best fit."""
-    return config.data.packing is Packing.best_fit

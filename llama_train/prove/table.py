@@ -10,8 +10,7 @@ from typing import Any
 from llama_train.prove.harness import Differences
 from llama_train.prove.proof import Outcome
 
-LAYOUT_WIDTH = 38
-_FORMAT = "{:<38} {:<6} {:>5} {:>5} {:<22} {:>5} {:>5} {:>3} {:<4}"
+_FORMAT = "{:<38} {:<6} {:>5} {:>5} {:<21} {:>5} {:>5} {:>3} {:<4}"
 HEADING = _FORMAT.format("layout", "engine", "loss", "grad", "worst parameter", "norm", "wght", "s", "")
 
 

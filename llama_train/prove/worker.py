@@ -5,7 +5,6 @@ Started by `harness.py`, once per rank, in a process of its own.
 
 import faulthandler
 import json
-import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -40,7 +39,6 @@ def train_stretch(directory: Path) -> None:
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.captureWarnings(False)
     faulthandler.enable()
     faulthandler.dump_traceback_later(TIMEOUT_SECONDS, exit=True)
     config = compose.load(directory / "config.yaml", TrainConfig)
