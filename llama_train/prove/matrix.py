@@ -53,7 +53,6 @@ def full_cases(config: TrainConfig) -> list[Case]:
     return [
         *(_case(layout) for layout in _sums(1)),
         *(_case(layout) for layout in _sums(2)),
-        *(_case(layout) for layout in _sums(3)),
         # Schedules of a pipeline, each alone, with FSDP2, and some with what else meets inside a stage.
         *(_case(each) for each in (GPIPE, INTERLEAVED, ZERO_BUBBLE, ZERO_BUBBLE_V, DUAL_PIPE_V)),
         *(_case(each | S) for each in (GPIPE, INTERLEAVED, ZERO_BUBBLE, ZERO_BUBBLE_V, DUAL_PIPE_V)),
@@ -62,7 +61,7 @@ def full_cases(config: TrainConfig) -> list[Case]:
         _case({"pipeline": 4}),
         # Methods of context.
         *(_case(layout) for layout in (ULYSSES, ULYSSES | S, ULYSSES | T, ULYSSES | P, ULYSSES | P | T)),
-        *(_case(layout, variant=masks) for layout in (C, ULYSSES, C | S, C | P, C | T)),
+        *(_case(layout, variant=masks) for layout in (C, ULYSSES, C | P, C | T)),
         # When FSDP2 reduces, frees and offloads.
         *(_case(layout, _ONCE, "once") for layout in (S, R | S, P | S)),
         _case(S, {"reshard_after_forward": Reshard.never}, "reshard never"),
@@ -70,23 +69,24 @@ def full_cases(config: TrainConfig) -> list[Case]:
         # Accumulation × pipeline: as many micro-batches as there are rows.
         *(_case(each | {"micro_batch_size": 1}, note="8 micro-batches") for each in (P, ZERO_BUBBLE_V)),
         # Ranks without a token that counts.
-        *(_case(layout, variant=MASKED_ROWS) for layout in (S, R | S, S | C, P | S, S | T)),
+        *(_case(layout, variant=MASKED_ROWS) for layout in (S, R | S, P | S, S | T)),
         *(_case(layout, variant=MASKED_TOKENS) for layout in (ULYSSES, C)),
-        *(_case(layout, variant=BEST_FIT) for layout in (S, C, ULYSSES, T, P, P | C)),
+        *(_case(layout, variant=BEST_FIT) for layout in (S, C, ULYSSES, P | C)),
         # Uneven stages.
         *(_case(P | {"layers_per_stage": [1, 3]} | other, note="stages 1, 3") for other in ({}, S, T)),
         _case(DUAL_PIPE_V | {"layers_per_stage": [2, 1, 2, 1]}, note="stages 2, 1, 2, 1"),
         # The other of tied and untied embeddings.
-        *(_case(layout, variant=tied) for layout in (S, T, S | T, P, P | S, P | T, P | S | T, R | C)),
+        *(_case(layout, variant=tied) for layout in (S, T, S | C, P, P | S, P | T)),
         *(_case(each, variant=tied) for each in (INTERLEAVED, ZERO_BUBBLE, ZERO_BUBBLE_V, DUAL_PIPE_V | S)),
         # Fewer KV heads than tensor ranks.
         *(
             _case(layout | {"replicate_kv_heads": True}, variant=ONE_KV_HEAD)
-            for layout in (T, S | T, P | T, C | T, {"tensor": 4})
+            for layout in (T, S | T, P | T, {"tensor": 4})
         ),
         # Switches of the engine.
         *_switched(config),
         *_resumed(),
+        *(_case(layout) for layout in _sums(3)),
     ]
 
 
@@ -101,7 +101,7 @@ def reduced_cases(config: TrainConfig) -> list[Case]:
         _case(P | S | T),
         _case(S | C | T),
         _case(ZERO_BUBBLE_V | S),
-        _case(S | C, variant=MASKED_ROWS),
+        _case(P | S, variant=MASKED_ROWS),
         _case(C, variant=BEST_FIT),
         _case(DUAL_PIPE_V, variant=tied),
         _case(P | T | {"layers_per_stage": [1, 3]}, variant=tied, note="stages 1, 3"),
@@ -148,8 +148,8 @@ def _switched(config: TrainConfig) -> list[Case]:
     chunked = bool(config.engine.loss_chunk)
     chunk = ({"loss_chunk": 0 if chunked else SEQUENCE_LENGTH * 3 // 4}, "no loss_chunk" if chunked else "loss_chunk")
     return [
-        *(_case(layout, full, "recompute full") for layout in (S | T, C | T, P | T, ZERO_BUBBLE_V)),
-        *(_case(layout, selective, "recompute selective") for layout in (S | T, C, P | S)),
+        *(_case(layout, full, "recompute full") for layout in (S | T, C | T, P | S, ZERO_BUBBLE_V)),
+        *(_case(layout, selective, "recompute selective") for layout in (S | T, C)),
         *(_case(layout, *chunk) for layout in (T, P | S, DUAL_PIPE_V)),
         *(_case(layout, {"compile": True}, "compile") for layout in (S, S | T)),
     ]

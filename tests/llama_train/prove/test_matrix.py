@@ -58,7 +58,9 @@ def test_the_full_matrix_has_every_axis_alone_every_pair_and_three_together() ->
     for count in (1, 2, 3):
         assert {frozenset(axes) for axes in itertools.combinations(AXES, count)} <= set(used)
     layouts = [part.layout for case in found for part in case.parts]
-    assert {layout.get("pipeline_schedule", PipelineSchedule.one_f_one_b) for layout in layouts} == set(PipelineSchedule)
+    assert {layout.get("pipeline_schedule", PipelineSchedule.one_f_one_b) for layout in layouts} == set(
+        PipelineSchedule
+    )
     assert {layout.get("context_method", ContextMethod.all_gather) for layout in layouts} == set(ContextMethod)
     resumed = [case for case in found if len(case.parts) > 1]
     assert {case.parts[0].world for case in resumed} == {8}
