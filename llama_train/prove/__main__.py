@@ -26,7 +26,7 @@ from llama_train.prove.proof import FIRST_STEPS, Outcome, first_steps, outcomes
 from llama_train.prove.settings import Matrix, ProveConfig
 from llama_train.prove.shrink import STEPS, room_of, shrink, shrink_layout
 from llama_train.prove.stretch import FAULTS
-from llama_train.prove.table import HEADING, as_json, limits, markdown, row, versions
+from llama_train.prove.table import HEADING, SPREAD, as_json, limits, markdown, row, versions
 
 
 def prove(config: ProveConfig) -> int:
@@ -44,8 +44,8 @@ def prove(config: ProveConfig) -> int:
         console.print(f"planted: {settings.fault}: {FAULTS[settings.fault]}")
     for note in notes:
         console.print(note)
-    if settings.precision is Precision.fp64:
-        console.print(f"may be off by: {limits(FLOAT64)}")
+    tolerance = limits(FLOAT64) if settings.precision is Precision.fp64 else SPREAD
+    console.print(f"may be off by: {tolerance}")
     console.print(HEADING, markup=False)
     started = time.monotonic()
     done = []
@@ -63,7 +63,7 @@ def prove(config: ProveConfig) -> int:
         "shrunk": shrunk,
         "matrix": settings.matrix.name,
         "precision": settings.precision.name,
-        "device": small.cluster.device,
+        "device": " and ".join(sorted({outcome.device for outcome in done})),
         "seconds": round(time.monotonic() - started, 1),
         **versions(),
     }

@@ -37,6 +37,7 @@ class Outcome:
     case: str
     engine: str
     ranks: int
+    device: str
     differences: Differences | None
     limit: Differences
     seconds: float
@@ -66,13 +67,15 @@ def outcomes(cases: list[Case], config: TrainConfig, work: Path, fault: str | No
             references[computed] = _reference(case.variant, config, work)
         reference, limit = references[computed]
         started = time.monotonic()
+        placed = _on_device(config, case)
         differences, error = None, ""
         try:
-            differences = compare(run_case(case, _on_device(config, case), work, fault), reference)
+            differences = compare(run_case(case, placed, work, fault), reference)
         except RunError as failure:
             error = str(failure)
         seconds = time.monotonic() - started
-        yield Outcome(case.name, config.engine.name.value, case.world, differences, limit, seconds, error)
+        engine, device = config.engine.name.value, placed.cluster.device
+        yield Outcome(case.name, engine, case.world, device, differences, limit, seconds, error)
 
 
 def first_steps(cases: list[Case]) -> tuple[list[Case], list[str]]:

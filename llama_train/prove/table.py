@@ -8,10 +8,12 @@ from importlib import metadata
 from typing import Any
 
 from llama_train.prove.harness import Differences
-from llama_train.prove.proof import Outcome
+from llama_train.prove.proof import SPREAD_TIMES, Outcome
 
 _FORMAT = "{:<38} {:<6} {:>5} {:>5} {:<21} {:>5} {:>5} {:>3} {:<4}"
 HEADING = _FORMAT.format("layout", "engine", "loss", "grad", "worst parameter", "norm", "wght", "s", "")
+
+SPREAD = f"{SPREAD_TIMES:.0f} times what one process differs from itself in other micro-batches"
 
 
 def row(outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ from llama_train.prove.proof import Outcome
 from llama_train.prove.table import HEADING, as_json, markdown, row
 
 EXACT = Differences(0.0, 0.0, 0.0, 0.0, "model.layers.3.post_attention_layernorm.weight")
-GOOD = Outcome("pp2 shard2 zero_bubble_v, 8 micro-batches", "native", 4, EXACT, FLOAT64, 123.4)
+GOOD = Outcome("pp2 zero_bubble_v, 8 micro-batches", "native", 4, "cpu", EXACT, FLOAT64, 123.4)
 ABOUT = {
     "matrix": "full",
     "precision": "fp64",
@@ -50,4 +50,4 @@ def test_the_markdown_table_has_date_versions_and_what_was_not_run() -> None:
     text = markdown([GOOD], ABOUT, ["float8: not proven"])
     for expected in ("2026-11-22", "torch 2.13.0", "1 of 1 passed, in 2 minutes", "- float8: not proven"):
         assert expected in text
-    assert text.splitlines()[-1].startswith("| pp2 shard2 zero_bubble_v, 8 micro-batches | native | 4 | 0 | 0 | 3.post")
+    assert text.splitlines()[-1].startswith("| pp2 zero_bubble_v, 8 micro-batches | native | 4 | 0 | 0 | 3.post")
