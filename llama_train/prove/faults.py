@@ -40,7 +40,7 @@ def _missed_reduction(engine: NativeEngine, layout: Layout) -> None:
             yield from found
 
         summands.summed_parameters = all_but_one
-    else:
+    elif _sharded(engine):
         _sharded(engine)[-1].set_custom_reduce_scatter(_OwnSummand())
 
 

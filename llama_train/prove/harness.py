@@ -88,7 +88,8 @@ def run_case(case: Case, config: TrainConfig, directory: Path, fault: str | None
 def _run_processes(place: Path, world: int, name: str) -> None:
     # Forked from a server that has imported torch and its compiler: eight imports take longer than most proofs.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llama_train.prove.worker", "torch.profiler"])
+    # The others are what the worker, and the main module that every process runs again, would import late.
+    context.set_forkserver_preload(["llama_train.prove.worker", "torch.profiler", "llama_train.prove.__main__"])
     processes = [context.Process(target=run_worker, args=(place, rank, world)) for rank in range(world)]
     for process in processes:
         process.start()
@@ -104,7 +105,8 @@ def _run_processes(place: Path, world: int, name: str) -> None:
                 rank = waiting.pop(sentinel)
                 processes[rank].join()
                 if processes[rank].exitcode:
-                    output = log_file(place, rank).read_text(errors="replace")
+                    log = log_file(place, rank)
+                    output = log.read_text(errors="replace") if log.exists() else "before it could say anything"
                     raise RunError(
                         f"{name}: rank {rank} ended with status {processes[rank].exitcode}:\n{output[-3000:]}"
                     )

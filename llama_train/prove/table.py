@@ -13,7 +13,7 @@ from llama_train.prove.proof import SPREAD_TIMES, Outcome
 _FORMAT = "{:<38} {:<6} {:>5} {:>5} {:<21} {:>5} {:>5} {:>3} {:<4}"
 HEADING = _FORMAT.format("layout", "engine", "loss", "grad", "worst parameter", "norm", "wght", "s", "")
 
-SPREAD = f"{SPREAD_TIMES:.0f} times what one process differs from itself in other micro-batches"
+SPREAD = f"{SPREAD_TIMES:.0f} times what one process differs from itself in other micro-batches and in float64"
 
 
 def row(outcome: Outcome) -> str:
