@@ -112,6 +112,19 @@ def test_a_rank_that_dies_is_a_failed_case_with_its_last_words(small: TrainConfi
     assert "layout.tensor=3 does not divide model.heads" in found.error
 
 
+@pytest.mark.slow
+def test_bf16_is_held_against_what_bf16_differs_from_itself(tmp_path: Path) -> None:
+    given = ["model=tiny", "optimizer.learning_rate=1e-3", "prove.precision=bf16", "layout.tensor=2"]
+    small, cases, _ = choose(compose.compose("prove", ProveConfig, given))
+    for found in outcomes(cases, small, tmp_path):
+        assert found.passed, found
+        assert 1e-6 < found.limit.loss < 0.1
+        assert found.limit.gradient < 0.5
+    broken = [case for case in cases if fault_applies("gradient_scale", case, tied=False)]
+    for found in outcomes(broken, small, tmp_path, "gradient_scale"):
+        assert found.differences is not None and not found.passed
+
+
 def test_a_planted_fault_ends_with_status_1_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["model=tiny", "optimizer.learning_rate=1e-3", "prove.json=true", "prove.fault=gradient_scale"]
     assert prove(compose.compose("prove", ProveConfig, overrides)) == 1
