@@ -7,6 +7,7 @@ from llama_train.parallel.attention_backend import choose_attention
 from llama_train.parallel.context import apply_context_parallel
 from llama_train.parallel.float8 import apply_float8
 from llama_train.parallel.layout import Groups, Layout
+from llama_train.parallel.overlap import overlap_tensor_parallel
 from llama_train.parallel.shard import apply_fsdp
 from llama_train.parallel.stages import splits_backward
 from llama_train.parallel.tensor import apply_tensor_parallel
@@ -25,6 +26,7 @@ def parallelize(model: Llama, config: EngineConfig, layout: Layout, groups: Grou
     apply_float8(model, config)
     checkpoint_activations(model, config)
     if config.compile:
+        overlap_tensor_parallel(config, groups.tensor)
         for block in model.blocks():
             block.compile()
     # One process needs no sharding, unless for FSDP2's bf16 compute copies of fp32 weights.

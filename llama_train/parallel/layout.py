@@ -134,5 +134,17 @@ def make_groups(layout: Layout, device: torch.device, timeout_seconds: float, ti
     )
 
 
+def make_request_group(layout: Layout, timeout_seconds: float) -> dist.ProcessGroup | None:
+    """Create the CPU group of the ranks that answer different requests: those that differ along the data axes only.
+
+    Ranks that differ in pipeline, context or tensor compute the same requests together.
+    """
+    ranks = layout.members("data_replicate", "data_shard")
+    if len(ranks) == 1:
+        return None
+    timeout = timedelta(seconds=timeout_seconds)
+    return dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
+
+
 def _group_or_self(layout: Layout, axes: tuple[str, ...], timeout: timedelta) -> dist.ProcessGroup:
     return dist.new_group(layout.members(*axes), timeout=timeout, use_local_synchronization=True)

@@ -117,7 +117,7 @@ def apply_tensor_parallel(model: Llama, layout: Layout, group: dist.ProcessGroup
     if model.model.norm is not None:
         model.head = lambda hidden, weight: vocabulary.logits(gather(hidden, group), weight)
         model.loss = lambda hidden, weight, labels: vocabulary.loss(
-            gather(hidden, group), weight, labels, model.loss_chunk, model.split_backward
+            gather(hidden, group), weight, labels, model.loss_chunk, model.loss_backward_twice
         )
 
 
