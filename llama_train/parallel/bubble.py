@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from llama_train.config import PipelineSchedule
 from llama_train.parallel.layout import Layout
 from llama_train.parallel.schedules import SCHEDULES, is_single
 from llama_train.parallel.stages import stage_ranks
@@ -39,6 +40,8 @@ def ideal_bubble(layout: Layout, micro_batches: int) -> float:
 
 def _order(layout: Layout, micro_batches: int, stages: int) -> dict[int, list[tuple[str, int, int]]]:
     """Return every pipeline rank's (kind, stage, micro-batch), as torch's schedule has them."""
+    if layout.config.pipeline_schedule is PipelineSchedule.one_f_one_b:
+        return {rank: _one_f_one_b(rank, layout.pipeline, micro_batches) for rank in range(layout.pipeline)}
     own = [
         SimpleNamespace(
             num_stages=stages,
@@ -63,6 +66,15 @@ def _order(layout: Layout, micro_batches: int, stages: int) -> dict[int, list[tu
         named = [(each.computation_type.value, each.stage_index, each.microbatch_index) for each in flat]
         order[rank] = [each for each in named if each[0] in _UNITS]
     return order
+
+
+def _one_f_one_b(rank: int, ranks: int, micro_batches: int) -> list[tuple[str, int, int]]:
+    """Return a rank's order; what torch 2.13 lists for this one schedule has wrong micro-batches in it."""
+    forward = [("F", rank, number) for number in range(micro_batches)]
+    backward = [("B", rank, number) for number in range(micro_batches)]
+    ahead = min(ranks - rank, micro_batches)
+    alternating = [each for pair in zip(backward, forward[ahead:], strict=False) for each in pair]
+    return [*forward[:ahead], *alternating, *backward[micro_batches - ahead :]]
 
 
 def _no_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ def _is_collective(frame: FrameType) -> bool:
 
 
 def place_of(frame: FrameType | None) -> tuple[str, bool]:
-    """Return the innermost place of a thread outside of torch, with the collective it is in, and whether it is in one."""
+    """Return the innermost place of a thread outside of torch, with its collective, and whether it is in one."""
     stack = []
     while frame is not None:
         stack.append(frame)
