@@ -112,7 +112,9 @@ def make_groups(layout: Layout, device: torch.device, timeout_seconds: float, ti
         ranks = layout.members(*axes)
         if ends:
             ranks = [ranks[0], ranks[-1]]
-            if layout.rank not in ranks:
+            if layout.rank not in ranks and ranks[0] != ranks[1]:
+                # torch puts the number of a process' groups into their names, so all ranks must have as many.
+                dist.new_group([layout.rank], timeout=timeout, use_local_synchronization=True)
                 return None
         if len(set(ranks)) == 1:
             return None

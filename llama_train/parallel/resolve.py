@@ -15,6 +15,7 @@ from llama_train.config import (
 from llama_train.data.batch_size import check_divides
 from llama_train.parallel.float8 import MULTIPLE
 from llama_train.parallel.layout import AXES, Layout
+from llama_train.parallel.shard import uses_fsdp
 from llama_train.parallel.stages import V_SCHEDULES, splits_backward, stage_ranks
 from llama_train.parallel.tensor import replicates_kv
 
@@ -149,7 +150,7 @@ def _check_pipeline(config: TrainConfig, layout: Layout) -> None:
             f"layout.pipeline_schedule={schedule.name} needs layout.stages_per_rank={needed}, not "
             f"{asked.stages_per_rank}"
         )
-    if splits_backward(layout) and layout.shard_world * layout.data_replicate > 1:
+    if splits_backward(layout) and uses_fsdp(config.engine, layout):
         for setting, value, needed in (
             ("reshard_after_forward", config.engine.reshard_after_forward, Reshard.never),
             ("reduce_gradients", config.engine.reduce_gradients, ReduceGradients.once),

@@ -77,7 +77,7 @@ def tiny(case: Case) -> TrainConfig:
         data=DataConfig(shards="x", sequence_length=LENGTH, batch_size=ROWS),
         optimizer=OptimizerConfig(learning_rate=1e-2, max_grad_norm=0.5),
         layout=LayoutConfig(**case.layout),
-        engine=EngineConfig(precision=Precision.fp64, **{"loss_chunk": 5, "timeout_seconds": 60.0, **case.engine}),
+        engine=EngineConfig(precision=Precision.fp64, **{"loss_chunk": 5, "timeout_seconds": 250.0, **case.engine}),
         checkpoint=CheckpointConfig(),
     )
 
@@ -142,7 +142,7 @@ def run_case(rank: int, size: int, case: Case) -> Seen:
         results.append(engine.step(mine, 1e-2, **looks))
     rows = layout.micro_batch_size
     evaluated = engine.evaluate(part(batch(9), layout.data_rank, layout.data_world, rows))
-    peers = Peers(make_request_group(layout, 60.0))
+    peers = Peers(make_request_group(layout, 250.0))
     requests = [Row(ids, 6, temperature=0.7 * (n % 2), seed=n) for n, ids in enumerate(PROMPTS)]
     scorer = Scorer(engine.model, LENGTH, Letters(), peers, batch_size=2)
     pairs = [("ab", "cd"), ("", "x"), ("the longest of all contexts here", "y"), ("q", "rst"), ("z ", "a b")]
