@@ -4,6 +4,7 @@ import math
 
 from llama_foundation.errors import ConfigError
 from llama_train.config import (
+    ActivationCheckpointing,
     AttentionName,
     ContextMethod,
     Float8,
@@ -191,6 +192,12 @@ def _check_switches(config: TrainConfig, layout: Layout) -> None:
         raise ConfigError(
             f"engine.compile=true: torch cannot split a compiled backward pass, which layout.pipeline_schedule="
             f"{layout.config.pipeline_schedule.name} needs; use engine.compile=false, or one_f_one_b or interleaved"
+        )
+    if engine.activation_checkpointing is ActivationCheckpointing.selective and splits_backward(layout):
+        raise ConfigError(
+            f"engine.activation_checkpointing=selective gives up what it kept after half of the backward pass, which "
+            f"layout.pipeline_schedule={layout.config.pipeline_schedule.name} takes in two; use full, every_n or none, "
+            "or another schedule"
         )
     if engine.async_tensor_parallel and not (engine.compile and tensor > 1):
         raise ConfigError(

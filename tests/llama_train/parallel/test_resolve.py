@@ -7,6 +7,7 @@ import pytest
 
 from llama_foundation.errors import ConfigError
 from llama_train.config import (
+    ActivationCheckpointing,
     AttentionName,
     ContextMethod,
     DataConfig,
@@ -138,6 +139,12 @@ V = {"pipeline": 2, "pipeline_schedule": PipelineSchedule.zero_bubble_v, "stages
             r"reshard_after_forward=always: .*=never or auto",
         ),
         (V, {"reduce_gradients": ReduceGradients.every_micro_batch}, 4, r"reduce_gradients=every_micro_batch: .*once"),
+        (
+            V,
+            {"activation_checkpointing": ActivationCheckpointing.selective},
+            2,
+            r"selective gives .* use full",
+        ),
         (V, {"compile": True}, 2, r"engine\.compile=true: .*zero_bubble_v.* or one_f_one_b or interleaved"),
     ],
 )
