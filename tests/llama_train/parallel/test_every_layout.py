@@ -146,3 +146,12 @@ def test_a_bubble_is_measured_where_there_is_a_pipeline(name: str, seen: dict) -
         assert all(0 < bubble < 1 and math.isfinite(bubble) for bubble in bubbles[0])
     else:
         assert bubbles[0] == [None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}, {"context": 2}], ids=str)
+def test_compiled_blocks_compute_the_same(layout: dict[str, int], one: dict) -> None:
+    compiled = Case({**layout, "micro_batch_size": 2}, {"compile": True})
+    ranks = [rank["compiled"] for rank in in_world(run, 2, 2, {"compiled": compiled})]
+    assert ranks[0].losses == pytest.approx(one[False].losses, abs=1e-12)
+    assert_close(whole([r.gradients for r in ranks]), whole([one[False].gradients]), 1e-10)
