@@ -53,9 +53,8 @@ class RayEngine:
                 "--head`, or leave engine.address out"
             ) from error
         self._workers = workers
-        self._remote = ray.remote(_attempt).options(
-            num_cpus=cpus_per_task, max_calls=tasks_per_process, max_retries=_TRIES, retry_exceptions=False
-        )
+        options = {"num_cpus": cpus_per_task, "max_calls": tasks_per_process, "max_retries": _TRIES}
+        self._remote = ray.remote(**options)(_attempt)
         self._cpus_per_task = cpus_per_task
 
     def __enter__(self) -> "RayEngine":
