@@ -6,6 +6,7 @@ worker has one file open at a time, and holds about `capacity` bytes of runs in 
 many when it sorts.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,10 @@ def small_ranges(chain: Chain, commits: list[Commit], capacity: int) -> dict[Ran
         found, found_sizes = _gather(cuts)
         ranges |= found
         sizes |= found_sizes
-    return dict(sorted(ranges.items()))
+    ordered = sorted(ranges)
+    for before, after in itertools.pairwise(ordered):
+        assert before.group != after.group or before.high < after.low, (before, after)
+    return {each: ranges[each] for each in ordered}
 
 
 def range_notes(tables: list[tuple[str, pa.Table]]) -> dict[str, dict[str, int]]:

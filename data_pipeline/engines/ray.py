@@ -98,6 +98,11 @@ class RayEngine:
     def _receive(self, reference: Any, task: Task) -> None:
         try:
             succeeded, value = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise RunError(
+                f"{task.label}: a machine of the cluster could not run it; all of them need this version of llama-train: "
+                f"{error}"
+            ) from error
         except self._ray.exceptions.RayError as error:
             raise RunError(
                 f"{task.label}: its worker died {_TRIES + 1} times ({type(error).__name__}: {error}); finished "

@@ -41,7 +41,9 @@ def started(folder):
 @pytest.fixture(scope="module")
 def cluster():
     pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)]))
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 80 * 1024**2, "include_dashboard": False}
@@ -49,6 +51,7 @@ def cluster():
     made.node = lambda: made.add_node(node_ip_address="127.0.0.3", **node)
     yield made
     made.shutdown()
+    patch.undo()
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def second(cluster):
     node = cluster.node()
     cluster.wait_for_nodes(60)
     yield node
-    if node in cluster.list_all_nodes:
+    if node in cluster.worker_nodes:
         cluster.remove_node(node)
 
 
@@ -70,9 +73,9 @@ def values(commits):
     return [read_block(commit.blocks[0])["number"][0].as_py() for commit in commits]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_both_nodes_do_tasks_and_only_missing_ones(cluster, second, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def test_both_nodes_do_tasks_and_only_missing_ones(cluster, second, tmp_path):
     folder = tmp_path / "phase"
     assert values(run(cluster, folder)) == list(range(16))
     nodes = started(folder)
@@ -88,9 +91,9 @@ def test_both_nodes_do_tasks_and_only_missing_ones(cluster, second, tmp_path, mo
     assert sum(map(len, started(folder).values())) == 18
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_node_that_dies_in_the_middle_costs_nothing_but_its_tasks(cluster, second, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def test_a_node_that_dies_in_the_middle_costs_nothing_but_its_tasks(cluster, second, tmp_path):
     folder = tmp_path / "phase"
     (tmp_path / "slow").touch()
     dead = []
@@ -122,9 +125,9 @@ def test_without_ray_the_error_names_the_extra(monkeypatch):
         RayEngine(0, "", 1.0, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_an_output_that_the_machines_do_not_share_is_an_error(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("data_pipeline.engines.ray.load_commit", lambda folder, task: None)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     with pytest.raises(RunError, match=r"piece 0 was done, but .*share under the same path"):
         run(cluster, tmp_path / "phase")
