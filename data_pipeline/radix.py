@@ -60,7 +60,7 @@ def cut(whole: Range, table: pa.Table, parts: int) -> Iterator[tuple[str, pa.Tab
 
 
 def small_ranges(chain: Chain, commits: list[Commit], capacity: int) -> dict[Range, list[Block]]:
-    """Return the ranges in their order, with their blocks; those of more than `2 * capacity` bytes are cut until none is.
+    """Return the ranges in their order, with their blocks; larger ones than `2 * capacity` bytes are cut until none is.
 
     Args:
         commits: their blocks are grouped by range, and their notes give the bytes of each: `range_notes`.

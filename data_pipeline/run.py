@@ -164,7 +164,7 @@ class Pipeline:
         ]
 
         def forget_what_is_gone(folder: Path, tasks: list[Task]) -> None:
-            """The shards are outside of the work folder, where other settings or somebody else may have replaced them."""
+            """Shards are outside of the work folder: other settings, or somebody else, may have replaced them."""
             for stale in folder.parent.glob("write-*"):
                 if stale != folder:
                     shutil.rmtree(stale, ignore_errors=True)

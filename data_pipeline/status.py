@@ -14,6 +14,7 @@ from rich.table import Table
 from data_pipeline.chain import NOTE, settings_key
 from data_pipeline.engines.array import FAILED
 from data_pipeline.engines.leases import SUFFIX, read_lease
+from data_pipeline.split import SPLITS
 from data_pipeline.workspace import SETTINGS, WORK, in_use
 from llama_foundation.errors import ConfigError
 
@@ -33,6 +34,7 @@ class PhaseStatus:
     """One phase of the run."""
 
     name: str
+    folder: str  # in .work
     tasks: int
     done: int = 0
     holders: dict[str, int] = field(default_factory=dict)  # host:process -> tasks that it has leased
@@ -103,9 +105,8 @@ def look(output: Path) -> Status:
     phases = [phase for _, phase in sorted(phases, key=lambda each: each[0])]
     begun = {part for phase in phases for part in phase.name.partition(".")[0].split("+")}
     missing = [*(stage for stage in stages if stage not in begun), *([] if "write" in begun else ["shards"])]
-    shards = sum(
-        path.stat().st_size for split in ("train", "validation") for path in (output / split).rglob("*") if path.is_file()
-    )
+    files = [path for split in SPLITS for path in (output / split).rglob("*") if path.is_file()]
+    shards = sum(path.stat().st_size for path in files)
     finished = (output / "shards.json").exists()
     return Status(finished, in_use(output), phases, [] if finished else missing, work_bytes, leftover, shards)
 
@@ -118,7 +119,7 @@ def _note(folder: Path) -> dict[str, Any]:
 
 
 def _phase(folder: Path, note: dict[str, Any]) -> tuple[int, PhaseStatus]:
-    phase = PhaseStatus(note.get("name", folder.name), note.get("tasks", 0))
+    phase = PhaseStatus(note.get("name", folder.name), folder.name, note.get("tasks", 0))
     leased, committed, newest = [], set(), 0.0
     for entry in os.scandir(folder):
         try:

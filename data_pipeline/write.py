@@ -190,9 +190,7 @@ def encode_task(folder: Path, task: Task) -> Commit:
     documents = _unpublished(everything)
     statistics = StageStatistics(NAME)
     verdicts = np.where(everything.batch["published"].to_numpy(zero_copy_only=False), 0, KEEP)
-    count_batch(
-        statistics, everything, documents, verdicts, ["already_published"], Measurement({}), [], encoding.seed
-    )
+    count_batch(statistics, everything, documents, verdicts, ["already_published"], Measurement({}), [], encoding.seed)
     if not len(documents):
         return Commit(statistics=[statistics], notes=radix.range_notes([]))
     batch = documents.batch

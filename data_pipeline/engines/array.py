@@ -2,9 +2,10 @@
 
 Every worker runs the same command and walks the same phases. In each it leases tasks that have no commit, does them in
 processes of its own, and waits until the others have committed theirs. Any of them may start late or die: what it held
-is taken over. A task that fails leaves a note, so that the others stop with the same error; a new worker tries it again.
+is taken over. A task that fails leaves a note, so that the others stop with the same error; a new worker tries again.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -113,10 +114,8 @@ def _attempt(function: TaskFunction, folder: Path, task: Task) -> None:
     if not succeeded:
         kind, message = value
         note = {"attempt": os.urandom(8).hex(), "kind": kind, "message": message, "label": task.label}
-        try:
+        with contextlib.suppress(OSError):  # where the disk is full, the others will find out for themselves
             publish_json(folder / f"{task.name}{FAILED}", note)
-        except OSError:
-            pass  # the disk is full: the others will find out for themselves
         raise as_error(value, task.label)
 
 

@@ -100,8 +100,8 @@ class RayEngine:
             succeeded, value = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise RunError(
-                f"{task.label}: a machine of the cluster could not run it; all of them need this version of llama-train: "
-                f"{error}"
+                f"{task.label}: a machine of the cluster could not run it; all of them need this version of "
+                f"llama-train: {error}"
             ) from error
         except self._ray.exceptions.RayError as error:
             raise RunError(

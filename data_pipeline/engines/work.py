@@ -19,7 +19,6 @@ from llama_foundation.errors import DataError, RunError
 from llama_foundation.files import checksum, publish, publish_json
 
 
-
 @dataclass(frozen=True)
 class Block:
     """One Arrow IPC stream inside a file."""

@@ -27,7 +27,9 @@ def documents(count, seed=0):
 
 
 def rows(table):
-    return sorted(((row["order"], row["record_id"], row["tokens"]) for row in table.to_pylist()), key=lambda row: row[:2])
+    return sorted(
+        ((row["order"], row["record_id"], row["tokens"]) for row in table.to_pylist()), key=lambda row: row[:2]
+    )
 
 
 @pytest.mark.parametrize("whole", [EVERYTHING, radix.Range("a/b", 2**63, 2**63 + 10), radix.Range("a/b", 5, 5)])
@@ -62,11 +64,12 @@ def test_ranges_are_small_and_give_the_order_of_all_documents(tmp_path, monkeypa
     with LocalEngine(1) as engine:
         ranges = radix.small_ranges(Chain(tmp_path / "work", engine, Console(quiet=True), 0), commits, capacity)
     read = [radix.read_range(blocks) for blocks in ranges.values()]
-    assert [row for table in read for row in zip(*(table[n].to_pylist() for n in ("order", "record_id", "tokens")))] == (
-        sorted(expected, key=lambda row: row[:2])
-    )
+    assert [
+        row for table in read for row in zip(*(table[n].to_pylist() for n in ("order", "record_id", "tokens")))
+    ] == (sorted(expected, key=lambda row: row[:2]))
     assert all(table.nbytes <= 2 * capacity + 300 for table in read), "300: sliced offsets and bitmaps"
-    assert (len(list((tmp_path / "work").glob("radix-*"))) > 1) == (fan_out == 3)
+    rounds = len(list((tmp_path / "work").glob("radix-*")))
+    assert rounds >= 3 if fan_out == 3 else rounds == 0 if capacity == 10**6 else rounds >= 1
     assert len(opened) > 6 or capacity == 10**6
 
 
@@ -89,4 +92,6 @@ def test_a_document_larger_than_the_capacity_is_a_range_of_its_own_in_the_end(tm
 
 
 def test_names_of_ranges_are_read_back():
-    assert radix.Range.parse(str(radix.Range("validation/a-b", 1, 2**64 - 1))) == radix.Range("validation/a-b", 1, 2**64 - 1)
+    assert radix.Range.parse(str(radix.Range("validation/a-b", 1, 2**64 - 1))) == radix.Range(
+        "validation/a-b", 1, 2**64 - 1
+    )

@@ -18,7 +18,7 @@ from llama_foundation.compose import compose
 from llama_foundation.errors import DataError
 from tests.data_pipeline.conftest import make_documents
 
-WORDS = "some words that a tokenizer can be trained on in a short time".split()
+WORDS = ["some", "words", "that", "a", "tokenizer", "can", "be", "trained", "on", "in", "a", "short", "time"]
 
 
 def shards(tmp_path, rows, scores=None, *overrides):
@@ -71,9 +71,7 @@ def test_nothing_but_published_documents_is_an_error_that_says_so(tmp_path):
 def test_near_copies_are_on_one_side_of_the_split(tmp_path):
     rows = [{"cluster": bytes([number % 20]) * 16, "copies": 5} for number in range(100)]
     output, _ = shards(tmp_path, rows, None, "validation.fraction=0.3")
-    train, held_out = (
-        {row["cluster"] for row in provenance(output, split)} for split in ("train", "validation")
-    )
+    train, held_out = ({row["cluster"] for row in provenance(output, split)} for split in ("train", "validation"))
     assert len(train | held_out) == 20
     assert 2 <= len(held_out) <= 12
     assert not train & held_out
@@ -81,7 +79,12 @@ def test_near_copies_are_on_one_side_of_the_split(tmp_path):
 
 def test_the_sidecar_keeps_cluster_copies_license_date_and_scores(tmp_path):
     rows = [
-        {"license": f"CC-{number}", "date": f"2020-01-{number + 1:02d}", "copies": number + 1, "url": f"http://{number}"}
+        {
+            "license": f"CC-{number}",
+            "date": f"2020-01-{number + 1:02d}",
+            "copies": number + 1,
+            "url": f"http://{number}",
+        }
         for number in range(20)
     ]
     rows[3]["cluster"] = bytes(range(16))
@@ -104,7 +107,9 @@ def test_the_sidecar_keeps_cluster_copies_license_date_and_scores(tmp_path):
 
 
 def test_validation_is_of_every_size_a_shard_set_of_its_own(tmp_path):
-    output, statistics = shards(tmp_path, [{"source": ("a", "b")[n % 2]} for n in range(60)], None, "validation.fraction=0.3")
+    output, statistics = shards(
+        tmp_path, [{"source": ("a", "b")[n % 2]} for n in range(60)], None, "validation.fraction=0.3"
+    )
     splits = json.loads((output / "shards.json").read_text())["splits"]
     counts = {(split, source): each["documents"] for split, of in splits.items() for source, each in of.items()}
     assert counts.keys() == {("train", "a"), ("train", "b"), ("validation", "a"), ("validation", "b")}

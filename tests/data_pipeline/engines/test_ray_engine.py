@@ -84,7 +84,7 @@ def test_both_nodes_do_tasks_and_only_missing_ones(cluster, second, tmp_path):
     assert len({node for each in nodes.values() for node in each}) == 2
     (folder / "000003.json").unlink()
     (tmp_path / "bad-3").touch()
-    with pytest.raises(DataError, match="^row 3 is bad$"):
+    with pytest.raises(DataError, match=r"^row 3 is bad$"):
         run(cluster, folder)
     (tmp_path / "bad-3").unlink()
     assert values(run(cluster, folder, tasks_per_process=1)) == list(range(16))

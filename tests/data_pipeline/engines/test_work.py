@@ -71,7 +71,10 @@ def test_a_flipped_bit_is_refused_by_name(tmp_path):
     path = tmp_path / "data.arrow"
     groups = [("a", pa.table({"x": [1, 2]})), ("b", pa.table({"x": list(range(500))}))]
     blocks = write_blocks(path, groups)
-    assert [(block.group, read_block(block)["x"].to_pylist()) for block in blocks] == [("a", [1, 2]), ("b", list(range(500)))]
+    assert [(block.group, read_block(block)["x"].to_pylist()) for block in blocks] == [
+        ("a", [1, 2]),
+        ("b", list(range(500))),
+    ]
     data = bytearray(path.read_bytes())
     data[blocks[1].offset + blocks[1].length // 2] ^= 4
     path.write_bytes(data)
