@@ -63,7 +63,7 @@ def test_status_of_a_finished_run_counts_its_partitions(output, monkeypatch, cap
         assert phase["done"] == phase["tasks"] == len(list(folder.glob("0*.json")))
         assert phase["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
         assert phase["holders"] == {}
-    assert found["shard_bytes"] == sum(path.stat().st_size for path in output.glob("*/*/*"))
+    assert found["shard_bytes"] == sum(path.stat().st_size for path in output.glob("[tv]*/a/*"))
 
 
 def test_status_of_an_unfinished_run_says_what_is_missing_who_holds_it_and_what_failed(output, monkeypatch, capsys):

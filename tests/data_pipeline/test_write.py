@@ -106,7 +106,7 @@ def test_the_sidecar_keeps_cluster_copies_license_date_and_scores(tmp_path):
     assert schema.field("gopher.ratio").type == pa.float32()
 
 
-def test_validation_is_of_every_size_a_shard_set_of_its_own(tmp_path):
+def test_validation_is_a_shard_set_of_its_own_and_every_document_is_in_one(tmp_path):
     output, statistics = shards(
         tmp_path, [{"source": ("a", "b")[n % 2]} for n in range(60)], None, "validation.fraction=0.3"
     )
