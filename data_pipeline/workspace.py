@@ -174,11 +174,19 @@ def _prepare(
         (output / "shards.json").unlink(missing_ok=True)
         for folder in work.glob(f"{FINISH}-*"):
             shutil.rmtree(folder)
-        for partial in [*work.glob("*/.*.partial"), *work.glob(".*.partial")]:  # of processes that were killed
-            partial.unlink(missing_ok=True)
+        _sweep(work)
     if before != now and (alone or before is None):
         publish_json(work / SETTINGS, now)
     return None
+
+
+def _sweep(work: Path) -> None:
+    """Remove what processes that were killed had not finished."""
+    for left in [*work.glob(".*.partial"), *work.glob("*/.*.partial"), *work.glob("write-*/*-*")]:
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name.endswith(".partial"):
+            left.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

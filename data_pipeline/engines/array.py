@@ -36,6 +36,7 @@ class ArrayEngine:
     def __init__(self, workers: int, lease_seconds: float) -> None:
         self._pool = LocalEngine(workers, inline=False)  # this process stays free to keep the leases alive
         self._leases = Leases(lease_seconds)
+        self._look_again = 0.0  # when to look for failures of others: a large folder takes a while to list
 
     def __enter__(self) -> "ArrayEngine":
         return self
@@ -84,7 +85,9 @@ class ArrayEngine:
                     continue
                 held.append(task)
                 yield task
-                _stop_if_failed(folder, known)
+                if time.monotonic() > self._look_again:
+                    _stop_if_failed(folder, known)
+                    self._look_again = time.monotonic() + _POLL_SECONDS[1]
 
         function = partial(_attempt, function, folder)
         try:

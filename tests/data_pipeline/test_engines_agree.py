@@ -182,6 +182,11 @@ def test_a_disk_that_refuses_to_write_is_an_error_and_the_next_run_goes_on(direc
     assert re.search(r"error: .*File too large.*run the same command again", refused.stderr)
     before = commits(output)
     assert before
+    killed = output / ".work" / "write-0" / ".000000-ab.17.partial"  # what kill -9 leaves in the middle of a shard
+    killed.mkdir(parents=True)
+    (killed / "shard-00000.bin").touch()
+    (next((output / ".work").glob("read-*")) / ".000000.arrow.17-ab.partial").touch()
     assert run(configured(directory, output, "workers=1")) == 0
+    assert not list((output / ".work").rglob("*.partial"))
     assert commits(output).items() >= before.items()
     assert files(output) == files(reference)
