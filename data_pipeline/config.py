@@ -156,6 +156,7 @@ class TokenizerTraining:
     source_weights: dict[str, float] = field(
         default_factory=dict
     )  # source -> its part of sample_bytes, relative to the others; empty: all sources alike
+    temperature: float = 1.0  # T: a language's part of the sample is as its bytes ** (1 / T); 1: as it is in the text
 
 
 @dataclass
@@ -179,6 +180,11 @@ class TokenizerConfig:
                     f"tokenizer.train.character_coverage={self.train.character_coverage} must be between 0.9 and 1"
                 )
             _at_least("tokenizer.train.sample_bytes", self.train.sample_bytes, 1000)
+            if not 1 <= self.train.temperature < inf:
+                raise ConfigError(
+                    f"tokenizer.train.temperature={self.train.temperature} must be at least 1: 1 samples languages as "
+                    "they are, larger ones bring rare languages nearer to the frequent ones"
+                )
             weights = self.train.source_weights
             if weights and not (all(0 <= weight < inf for weight in weights.values()) and sum(weights.values()) > 0):
                 raise ConfigError(
@@ -189,7 +195,7 @@ class TokenizerConfig:
 
 @dataclass
 class ValidationConfig:
-    """Documents that are held out, chosen by keyed hash of their record id."""
+    """Documents that are held out, chosen by keyed hash of their cluster, so that near-copies stay together."""
 
     fraction: float = 0.01  # of documents, at least one; 0: none
 
@@ -199,7 +205,29 @@ class ValidationConfig:
 
 
 class EngineName(Enum):
-    local = "local"
+    local = "local"  # processes of this machine
+    ray = "ray"  # tasks on a Ray cluster
+    array = "array"  # workers that are started by hand or by SLURM, and share the output directory
+
+
+@dataclass
+class EngineConfig:
+    """Where the work is done; no byte of the shards depends on it."""
+
+    name: EngineName = EngineName.local
+    address: str = ""  # ray: HOST:PORT, or auto for the cluster this machine belongs to; empty: one is started here
+    cpus_per_task: float = 1.0  # ray: what a task reserves
+    tasks_per_process: int = 100  # ray: a worker process is replaced after so many tasks
+    lease_seconds: float = 120.0  # array: a worker that was not heard of for so long is taken for dead
+
+    def check(self) -> None:
+        if not 0 < self.cpus_per_task <= 1024:
+            raise ConfigError(f"engine.cpus_per_task={self.cpus_per_task} must be above 0 and at most 1024")
+        _at_least("engine.tasks_per_process", self.tasks_per_process, 1)
+        if not 1 <= self.lease_seconds < inf:
+            raise ConfigError(f"engine.lease_seconds={self.lease_seconds} must be at least 1")
+        if self.address and self.name is not EngineName.ray:
+            raise ConfigError(f"engine.address={self.address} is of use to engine=ray only, not to {self.name.value}")
 
 
 @dataclass
@@ -211,8 +239,8 @@ class DataPipelineConfig:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    engine: EngineName = EngineName.local
-    workers: int = 0  # processes; 0: one per core
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    workers: int = 0  # processes of this command, on ray tasks at a time; 0: one per core, on ray of the whole cluster
     seed: int = 0  # of the keyed hashes that choose validation documents, order, samples and examples
     partition_bytes: int = 32 * MEBIBYTE  # of text that a worker holds at a time
     max_shard_bytes: int = 8 * 1024 * MEBIBYTE  # of one .bin file
@@ -224,12 +252,12 @@ class DataPipelineConfig:
         _at_least("workers", self.workers, 0)
         _at_least("partition_bytes", self.partition_bytes, 1)
         _at_least("max_shard_bytes", self.max_shard_bytes, 1)
-        for section in (self.input, self.pipeline, self.tokenizer, self.validation):
+        for section in (self.input, self.pipeline, self.tokenizer, self.validation, self.engine):
             section.check()
 
 
 RUNTIME_SETTINGS = ("output", "engine", "workers", "partition_bytes", "overwrite")
-"""Settings that do not change a byte of the shards."""
+"""Settings, and sections of them, that do not change a byte of the shards."""
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
