@@ -27,6 +27,7 @@ class StageStatistics:
     abstained: dict[str, int] = field(default_factory=dict)  # rule -> documents
     edits: dict[str, int] = field(default_factory=dict)  # what was edited, by rule: lines removed, numbers masked
     cluster_sizes: dict[str, int] = field(default_factory=dict)  # copies of one text -> clusters
+    pairs: dict[str, int] = field(default_factory=dict)  # of near-duplicates: candidates, compared, verified
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> split -> tokens
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # reason -> smallest hashes first
     cpu_milliseconds: int = 0  # not reproducible, unlike everything above
@@ -59,6 +60,7 @@ class StageStatistics:
             (self.abstained, other.abstained),
             (self.edits, other.edits),
             (self.cluster_sizes, other.cluster_sizes),
+            (self.pairs, other.pairs),
         ):
             add(mine, theirs)
         for source, splits in other.tokens.items():
