@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from data_pipeline.dedup.exact import ExactDedup
+from data_pipeline.dedup.lines import LineDedup
 from data_pipeline.dedup.minhash import MinHashDedup
 from data_pipeline.dedup.survivors import KeepOrder, Prefer
 from data_pipeline.dedup.url import UrlDedup
@@ -62,6 +63,7 @@ class PipelineConfig:
     fineweb: FineWeb = field(default_factory=FineWeb)
     url_dedup: UrlDedup = field(default_factory=UrlDedup)
     exact_dedup: ExactDedup = field(default_factory=ExactDedup)
+    line_dedup: LineDedup = field(default_factory=LineDedup)
     minhash_dedup: MinHashDedup = field(default_factory=MinHashDedup)
 
     def check(self) -> None:
@@ -87,7 +89,8 @@ class PipelineConfig:
                     f"pipeline.{name}.prefer={order.prefer.value} and pipeline.{name}.score={order.score}: "
                     "prefer=best_score needs a score, <stage>.<score>, and nothing else does"
                 )
-        self.minhash_dedup.check()
+        for settings in (self.line_dedup, self.minhash_dedup):
+            settings.check()
         if self.c4.min_sentences < 0:
             raise ConfigError(f"pipeline.c4.min_sentences={self.c4.min_sentences} must be at least 0")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.chain import Chain
 from data_pipeline.counting import count_batch
-from data_pipeline.dedup import exact, minhash, url
+from data_pipeline.dedup import exact, lines, minhash, url
 from data_pipeline.document import Documents
 from data_pipeline.engines.work import Block
 from data_pipeline.filters import c4, fineweb, gopher_quality, gopher_repetition
@@ -46,7 +46,7 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
             LocalStage(module.NAME, module.VERSION, module.measure, module.rules)
             for module in (gopher_quality, gopher_repetition, c4, fineweb)
         ),
-        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact, minhash)),
+        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact, lines, minhash)),
     )
 }
 """Every stage that a preset can list, and the settings of each are `PipelineConfig.<name>`."""

@@ -36,8 +36,13 @@ def run(chain: Chain, blocks: list[Block], settings: ExactDedup) -> tuple[list[B
 
 
 def keys(documents: Documents) -> pa.Array:
-    """Return binary(16) [documents]: the hash of ' '.join(text.split()) in NFC."""
-    data, offsets = text_buffers(documents.batch["text"])
+    """Return binary(16) [documents]."""
+    return text_keys(documents.batch["text"])
+
+
+def text_keys(texts: pa.Array) -> pa.Array:
+    """Return binary(16) [texts]: the hash of ' '.join(text.split()) in NFC, for each of a large_string array."""
+    data, offsets = text_buffers(texts)
     folded = np.empty(max(int(np.diff(offsets).max(initial=0)), 1), np.uint8)
     view = memoryview(folded)
     digests = bytearray()
@@ -47,7 +52,7 @@ def keys(documents: Documents) -> pa.Array:
         if may_compose:
             text = unicodedata.normalize("NFC", bytes(text).decode()).encode()
         digests += xxhash.xxh3_128_digest(text)
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(documents), [None, pa.py_buffer(bytes(digests))])
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(texts), [None, pa.py_buffer(bytes(digests))])
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,13 +1,19 @@
+import io
 import random
 import time
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from data_pipeline.chain import Chain
 from data_pipeline.dedup import bands, components, minhash, verify
 from data_pipeline.dedup.minhash import MinHashDedup
 from data_pipeline.dedup.survivors import Prefer, Scope
+from data_pipeline.engines.local import LocalEngine
+from data_pipeline.engines.work import Commit, write_blocks
 from tests.data_pipeline.conftest import make_documents
 from tests.data_pipeline.dedup.conftest import run_stage, shuffled
 
@@ -62,11 +68,11 @@ def by_definition(documents, order):
     return sorted(kept, key=lambda row: row["record_id"]), sorted(map(len, clusters.values()))
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 60), max_size=6), st.sampled_from([0.0, 0.4, 0.6, 0.9]))
 def test_survivors_are_those_of_all_pairs_for_any_cut_and_order(tmp_path_factory, seed, cuts, min_jaccard):
     generator = random.Random(seed)
-    documents = near_copies(generator, families=12, copies=6)
+    documents = near_copies(generator, families=8, copies=5)
     order = MinHashDedup(source_priority=["books", "web"], bands=6, rows=3, min_jaccard=min_jaccard)
     folder = tmp_path_factory.mktemp("minhash")
     expected, sizes = by_definition(documents, order)
@@ -80,14 +86,14 @@ def test_survivors_are_those_of_all_pairs_for_any_cut_and_order(tmp_path_factory
 
 
 def test_workers_and_buckets_change_nothing(tmp_path, monkeypatch):
-    documents = near_copies(random.Random(5), families=60, copies=5)
+    documents = near_copies(random.Random(5), families=25, copies=5)
     order = MinHashDedup(source_priority=["books", "web"])
     plain = run_stage(tmp_path / "plain", minhash.run, order, documents)
-    assert run_stage(tmp_path / "workers", minhash.run, order, documents, range(0, 200, 30), workers=2) == plain
+    assert run_stage(tmp_path / "workers", minhash.run, order, documents, range(0, 80, 20), workers=2) == plain
     monkeypatch.setattr(minhash, "ROWS_PER_BUCKET", 300)
     monkeypatch.setattr(minhash, "SHINGLES_PER_BUCKET", 1000)
     monkeypatch.setattr(verify, "SPILL_BYTES", 1000)
-    assert run_stage(tmp_path / "buckets", minhash.run, order, documents, range(0, 200, 30)) == plain
+    assert run_stage(tmp_path / "buckets", minhash.run, order, documents, range(0, 80, 20)) == plain
     assert 0 < len(plain[0]) < len(documents)
 
 
@@ -150,15 +156,6 @@ def test_components_of_a_long_path_and_random_graphs(tmp_path, buckets):
 
 
 def _components(folder, edges, buckets):
-    import io
-
-    import numpy as np
-    from rich.console import Console
-
-    from data_pipeline.chain import Chain
-    from data_pipeline.engines.local import LocalEngine
-    from data_pipeline.engines.work import Commit, write_blocks
-
     folder.mkdir()
     with LocalEngine(1) as engine:
         chain = Chain(folder, engine, Console(file=io.StringIO()), 0)
