@@ -46,8 +46,12 @@ def shingle_hashes(
     while place <= end:
         entry = SPACE
         if place < end:
-            code_point, place = decode(data, place)
-            entry = fold(code_point, table)
+            if data[place] < 0x80:
+                entry = np.int64(table[data[place]])
+                place += 1
+            else:
+                code_point, place = decode(data, place)
+                entry = fold(code_point, table)
             if entry == DROPPED:
                 continue
         else:

@@ -1,8 +1,8 @@
 """Texts as lines, paragraphs or sentences: where each ends, and a hash of it; and texts with some of them taken out.
 
 A unit reaches up to where the next one begins, so the units of a text are all of it. A line ends behind "\\n". A
-paragraph ends behind blank lines. A sentence ends behind "\\n", behind white space after one of . ! ? (closing quotes and
-brackets may stand between), and behind a full-width stop.
+paragraph ends behind blank lines. A sentence ends behind "\\n", behind white space after one of . ! ? (with closing
+quotes and brackets between), and behind a full-width stop.
 
 What is hashed is the unit without white space around it and with runs of it as one space; with `folded`, also in lower
 case, with digits as 0, without punctuation and symbols (Wenzek et al. 2020, CCNet, section 3.2; accents stay).
