@@ -85,16 +85,18 @@ def documents_of(texts: Iterator[str], document_bytes: int, most_bytes: int) -> 
     size = 0
     for text in texts:
         lines: list[str] = []
+        length = 0
         for line in [*text.split("\n"), None]:
-            if line is None or sum(map(len, lines)) + len(line) > document_bytes:
+            if line is None or length + len(line) > document_bytes:
                 document = "\n".join(lines).strip()
                 if len(document.split()) >= 20:
                     key = hashlib.sha256(document.encode()).digest()
                     size += 0 if key in found else len(document.encode())
                     found[key] = document
-                lines = []
+                lines, length = [], 0
             if line is not None:
                 lines.append(line)
+                length += len(line)
         if size >= most_bytes:
             break
     documents = list(found.values())

@@ -51,63 +51,89 @@ def split(
     unit_ends, hashes, sizes = np.empty(room, np.int64), np.empty(room, np.uint64), np.empty(room, np.int64)
     units = 0
     for text in range(len(starts)):
-        place, end = starts[text], ends[text]
-        hash_, size = WORD_START, 0
-        waiting, stopped, blank_line = False, False, True
-        paragraph_end = np.int64(-1)
-        while place < end:
-            code_point, place = decode(data, place)
-            entry = fold(code_point, table)
-            unit_end = np.int64(-1)
-            if entry == SPACE:
-                waiting = size > 0
-                newline = code_point == _NEWLINE
-                if unit == PARAGRAPH:
-                    if newline and blank_line and size > 0:
-                        paragraph_end = place
-                elif newline or (unit == SENTENCE and stopped):
-                    unit_end = place
-                blank_line = newline or blank_line
-                stopped = False
-            else:
-                if paragraph_end >= 0:  # what follows blank lines begins a paragraph, at the start of its line
-                    unit_end, place = paragraph_end, paragraph_end
-                    paragraph_end = np.int64(-1)
-                    blank_line = True
-                else:
-                    blank_line = False
-                    if not folded or entry != DROPPED:
-                        if waiting:
-                            hash_ = add_character(hash_, 0x20)
-                            size += 1
-                            waiting = False
-                        character = code_point
-                        if folded:
-                            character = _ZERO if entry & DIGIT else entry & CODE_POINT
-                        hash_ = add_character(hash_, character)
-                        size += 1
-                    if unit == SENTENCE:
-                        kind = _stops(code_point)
-                        stopped = kind > 0 or (stopped and kind == 0)
-                        if kind == 2:
-                            unit_end = place
-            if place >= end and unit_end < 0:
-                unit_end = end
-            if unit_end >= 0:
-                if units == len(unit_ends):
-                    room = 2 * units
-                    unit_ends = _grown(unit_ends, room)
-                    hashes = _grown(hashes, room)
-                    sizes = _grown(sizes, room)
-                unit_ends[units], hashes[units], sizes[units] = unit_end, mix(hash_), size
-                units += 1
-                hash_, size = WORD_START, 0
-                waiting, stopped = False, False
+        most = units + _most_units(data[starts[text] : ends[text]])
+        if most > room:
+            room = max(2 * room, most)
+            unit_ends, hashes, sizes = _grown(unit_ends, room), _grown(hashes, room), _grown(sizes, room)
+        into = (unit_ends[units:], hashes[units:], sizes[units:])
+        units += _split_text(data, starts[text], ends[text], table, unit, folded, *into)
         offsets[text + 1] = units
     return offsets, unit_ends[:units], hashes[:units], sizes[:units]
 
 
-@numba.njit(nogil=True)
+@numba.njit(cache=True, nogil=True)
+def _most_units(text: np.ndarray) -> int:
+    """Return a bound: a unit ends behind a newline, a stop, the last byte of a full-width one, or the text."""
+    found = 1
+    for byte in text:
+        found += (byte == _NEWLINE) | (byte == 0x2E) | (byte == 0x21) | (byte == 0x3F)
+        found += (byte == 0x82) | (byte == 0x81) | (byte == 0x9F)
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def _split_text(
+    data: np.ndarray,
+    place: int,
+    end: int,
+    table: np.ndarray,
+    unit: int,
+    folded: bool,
+    unit_ends: np.ndarray,
+    hashes: np.ndarray,
+    sizes: np.ndarray,
+) -> int:
+    """Cut data[place:end]; return how many units were written."""
+    units = 0
+    hash_, size = WORD_START, 0
+    waiting, stopped, blank_line = False, False, True
+    paragraph_end = np.int64(-1)
+    while place < end:
+        code_point, place = decode(data, place)
+        entry = fold(code_point, table)
+        unit_end = np.int64(-1)
+        if entry == SPACE:
+            waiting = size > 0
+            newline = code_point == _NEWLINE
+            if unit == PARAGRAPH:
+                if newline and blank_line and size > 0:
+                    paragraph_end = place
+            elif newline or (unit == SENTENCE and stopped):
+                unit_end = place
+            blank_line = newline or blank_line
+            stopped = False
+        elif paragraph_end >= 0:  # what follows blank lines begins a paragraph, at the start of its line
+            unit_end, place = paragraph_end, paragraph_end
+            paragraph_end = np.int64(-1)
+            blank_line = True
+        else:
+            blank_line = False
+            if not folded or entry != DROPPED:
+                if waiting:
+                    hash_ = add_character(hash_, 0x20)
+                    size += 1
+                    waiting = False
+                character = code_point
+                if folded:
+                    character = _ZERO if entry & DIGIT else entry & CODE_POINT
+                hash_ = add_character(hash_, character)
+                size += 1
+            if unit == SENTENCE:
+                kind = _stops(code_point)
+                stopped = kind > 0 or (stopped and kind == 0)
+                if kind == 2:
+                    unit_end = place
+        if place >= end and unit_end < 0:
+            unit_end = end
+        if unit_end >= 0:
+            unit_ends[units], hashes[units], sizes[units] = unit_end, mix(hash_), size
+            units += 1
+            hash_, size = WORD_START, 0
+            waiting, stopped = False, False
+    return units
+
+
+@numba.njit(cache=True, nogil=True)
 def _grown(values: np.ndarray, room: int) -> np.ndarray:
     larger = np.empty(room, values.dtype)
     larger[: len(values)] = values
