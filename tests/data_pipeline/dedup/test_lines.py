@@ -2,9 +2,12 @@ import random
 import re
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 
-from data_pipeline.dedup import lines
+from data_pipeline.dedup import lines, units
+from data_pipeline.dedup.characters import folding
+from data_pipeline.dedup.hashing import text_buffers
 from data_pipeline.dedup.lines import LineDedup, Unit
 from llama_foundation.errors import ConfigError
 from tests.data_pipeline.conftest import make_documents
@@ -88,12 +91,6 @@ def test_documents_left_empty_are_dropped_with_a_reason(tmp_path):
 
 
 def units_of(text, unit, folded=False):
-    import pyarrow as pa
-
-    from data_pipeline.dedup import units
-    from data_pipeline.dedup.characters import folding
-    from data_pipeline.dedup.hashing import text_buffers
-
     data, places = text_buffers(pa.array([text], pa.large_string()))
     offsets, ends, hashes, sizes = units.split(data, places[:-1], places[1:], folding(), unit, folded)
     encoded = text.encode()
@@ -152,3 +149,10 @@ def test_three_sentences_that_were_seen_before_go_together(tmp_path):
 def test_a_limit_below_one_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"pipeline\.line_dedup\.max_seen=0 must be at least 1"):
         LineDedup(max_seen=0).check()
+
+
+def test_a_line_may_be_seen_as_often_as_the_limit_says(tmp_path):
+    texts = [f"six\nseven\nown {number}" for number in range(6)] + ["seven\nown 6"]
+    kept, statistics = run_stage(tmp_path, lines.run, LineDedup(), make_documents([{"text": text} for text in texts]))
+    assert sorted(row["text"] for row in kept) == ["own 6", *(f"six\nown {number}" for number in range(6))]
+    assert statistics[0].edits == {"line_dedup.lines_removed": 7}
