@@ -5,8 +5,8 @@
 A PATH is a JSONL file (a `text` column; plain, .gz or .zst), a text file (plain or .gz), or a folder of them. Texts are
 cut at line ends into documents of about --document-bytes, documents that occur twice are left out, and near-copies are
 planted: one document in five gets a copy in which each word is replaced, dropped or doubled with a probability of 1, 2,
-3, 5 or 8 %. Speeds are megabytes of text per CPU-second of one process, medians of three, from documents in blocks on
-disk to the blocks that stay. rensa (texts in memory, shingles as strings) and datatrove (all four steps, on the first
+3, 5 or 8 %. Speeds are megabytes of text per CPU-second of one process, medians of --rounds, from blocks of documents
+on disk to the blocks that stay. rensa (texts in memory, shingles as strings) and datatrove (all four steps, on the first
 --datatrove-megabytes) get the same documents. A planted pair counts as found where not both of it stay.
 """
 
@@ -29,7 +29,6 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])
 
 RATES = (0.01, 0.02, 0.03, 0.05, 0.08)
-ROUNDS = 3
 BLOCK_BYTES = 32 * 1024 * 1024
 STAGES = ("url_dedup", "exact_dedup", "line_dedup", "minhash_dedup")
 
@@ -265,6 +264,7 @@ def main() -> int:
     parser.add_argument("--datatrove-python")
     parser.add_argument("--datatrove-megabytes", type=float, default=4)
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     documents = documents_of(read(options.paths), options.document_bytes, int(options.megabytes * 1e6 / 1.2))
@@ -279,7 +279,7 @@ def main() -> int:
         print(f"{len(texts):,} documents, {megabytes:.1f} MB, {len(pairs):,} of them planted near-copies", flush=True)
         for stage in options.stages:
             results = {name: [] for name in ("1x", "4x", "16x")}
-            for _ in range(ROUNDS):
+            for _ in range(options.rounds):
                 for name, rounds in results.items():
                     rounds.append(run_measure(stage, corpora[name][0], warm))
             seconds = {name: statistics.median(each["seconds"] for each in rounds) for name, rounds in results.items()}
@@ -297,6 +297,8 @@ def main() -> int:
             if stage == "minhash_dedup":
                 ours = megabytes / seconds["16x"]
                 print("  recall        ", recall(pairs, set(results["16x"][0]["rows"]), similarities), flush=True)
+        if "minhash_dedup" not in options.stages:
+            return 0
         seconds, kept = rensa_rows(texts)
         print(f"rensa {megabytes / seconds:.1f} MB/CPU-s: ours is {ours * seconds / megabytes:.2f} times as fast")
         print("  recall        ", recall(pairs, kept, similarities), flush=True)
