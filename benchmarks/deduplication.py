@@ -6,7 +6,7 @@ A PATH is a JSONL file (a `text` column; plain, .gz or .zst), a text file (plain
 cut at line ends into documents of about --document-bytes, documents that occur twice are left out, and near-copies are
 planted: one document in five gets a copy in which each word is replaced, dropped or doubled with a probability of 1, 2,
 3, 5 or 8 %. Speeds are megabytes of text per CPU-second of one process, medians of --rounds, from blocks of documents
-on disk to the blocks that stay. rensa (texts in memory, shingles as strings) and datatrove (all four steps, on the first
+on disk to the blocks that stay. rensa (in memory, shingles as strings) and datatrove (all four steps, on the first
 --datatrove-megabytes) get the same documents. A planted pair counts as found where not both of it stay.
 """
 
