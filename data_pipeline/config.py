@@ -10,6 +10,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from data_pipeline.dedup.exact import ExactDedup
+from data_pipeline.dedup.lines import LineDedup
+from data_pipeline.dedup.minhash import MinHashDedup
 from data_pipeline.dedup.survivors import KeepOrder, Prefer
 from data_pipeline.dedup.url import UrlDedup
 from data_pipeline.extract.extract import Extract
@@ -107,6 +109,8 @@ class PipelineConfig:
     pii: PII = field(default_factory=PII)
     url_dedup: UrlDedup = field(default_factory=UrlDedup)
     exact_dedup: ExactDedup = field(default_factory=ExactDedup)
+    line_dedup: LineDedup = field(default_factory=LineDedup)
+    minhash_dedup: MinHashDedup = field(default_factory=MinHashDedup)
 
     def check(self) -> None:
         for name in self.stages:
@@ -136,6 +140,8 @@ class PipelineConfig:
                     f"pipeline.{name}.prefer={order.prefer.value} and pipeline.{name}.score={order.score}: "
                     "prefer=best_score needs a score, <stage>.<score>, and nothing else does"
                 )
+        for settings in (self.line_dedup, self.minhash_dedup):
+            settings.check()
         if self.c4.min_sentences < 0:
             raise ConfigError(f"pipeline.c4.min_sentences={self.c4.min_sentences} must be at least 0")
 

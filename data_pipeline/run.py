@@ -102,7 +102,9 @@ class Pipeline:
 
     def _local(self, names: list[str], blocks: list[Block]) -> tuple[list[Block], list[StageStatistics]]:
         stages = [(name, getattr(self.config.pipeline, name)) for name in names]
-        inputs = [(name, STAGES[name].version, flatten(settings), _contents(name, settings)) for name, settings in stages]
+        inputs = [
+            (name, STAGES[name].version, flatten(settings), _contents(name, settings)) for name, settings in stages
+        ]
         payloads = [(block, stages, self.config.seed) for block in blocks]
         commits = self.chain.phase("+".join(names), inputs, phases.local_task, payloads, block_label)
         return all_blocks(commits), total_statistics(commits, names)

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipeline.chain import Chain
 from data_pipeline.counting import count_batch
-from data_pipeline.dedup import exact, url
+from data_pipeline.dedup import exact, lines, minhash, url
 from data_pipeline.document import Documents
 from data_pipeline.engines.work import Block
 from data_pipeline.extract import extract
@@ -74,7 +74,7 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
                 pii,
             )
         ),
-        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact)),
+        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact, lines, minhash)),
     )
 }
 """Every stage that a preset can list, and the settings of each are `PipelineConfig.<name>`."""

@@ -28,6 +28,7 @@ class StageStatistics:
     edits: dict[str, int] = field(default_factory=dict)  # what was edited, by rule: lines removed, numbers masked
     noted: dict[str, int] = field(default_factory=dict)  # what is no loss -> how often: other records, repairs
     cluster_sizes: dict[str, int] = field(default_factory=dict)  # copies of one text -> clusters
+    pairs: dict[str, int] = field(default_factory=dict)  # of near-duplicates: candidates, compared, verified
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> split -> tokens
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # reason -> smallest hashes first
     cpu_milliseconds: int = 0  # not reproducible, unlike everything above
@@ -61,6 +62,7 @@ class StageStatistics:
             (self.edits, other.edits),
             (self.noted, other.noted),
             (self.cluster_sizes, other.cluster_sizes),
+            (self.pairs, other.pairs),
         ):
             add(mine, theirs)
         for source, splits in other.tokens.items():
