@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.config import TokenizerKind, TokenizerTraining
+from data_pipeline.counting import count_shards
 from data_pipeline.document import keyed_hashes
 from data_pipeline.engines.work import Block, Commit, Task, map_block, read_block, write_blocks
 from data_pipeline.report.statistics import StageStatistics
@@ -132,10 +133,7 @@ def encode_task(folder: Path, task: Task) -> Commit:
     held_out = is_validation(keyed_hashes(record_ids, VALIDATION, encoding.seed), encoding.validation_limit)
     texts = batch["text"].to_pylist()
     sources = batch["source"].to_pylist()
-    for source, language, text in zip(sources, batch["language"].to_pylist(), texts, strict=True):
-        size = len(text.encode())
-        statistics.count(statistics.seen, source, language, size)
-        statistics.count(statistics.kept, source, language, size)
+    count_shards(statistics, batch, encoding.seed)
     tokens = list(_encode(texts, tokenizer))
     groups: dict[str, list[int]] = {}
     for row in sorted(range(len(texts)), key=lambda row: (int(order[row]), record_ids[row])):
