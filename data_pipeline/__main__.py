@@ -2,13 +2,21 @@
 
 import sys
 
+from data_pipeline import what_if
 from data_pipeline.config import DataPipelineConfig
 from data_pipeline.run import run
 from llama_foundation.compose import main as command
 
+COMMANDS = {
+    "what-if": ("data_what_if", what_if.WhatIfConfig, what_if.run),
+}
+"""First word of the command line -> its entry file, its settings, what it does."""
+
 
 def main() -> int:
-    """Clean, deduplicate and tokenise raw text; return the exit status."""
+    """Clean, deduplicate and tokenise raw text, or do what the first word says; return the exit status."""
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        return command(*COMMANDS[sys.argv.pop(1)])
     return command("data", DataPipelineConfig, run)
 
 

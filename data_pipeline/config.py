@@ -147,6 +147,17 @@ class ValidationConfig:
             raise ConfigError(f"validation.fraction={self.fraction} must be at least 0 and less than 1")
 
 
+@dataclass
+class WhatIfSampling:
+    """Documents whose scores are kept for `llama-data what-if`, chosen by keyed hash of their record id."""
+
+    sample_fraction: float = 0.01  # of documents; 0: none
+
+    def check(self) -> None:
+        if not 0 <= self.sample_fraction <= 1:
+            raise ConfigError(f"what_if.sample_fraction={self.sample_fraction} must be between 0 and 1")
+
+
 class EngineName(Enum):
     local = "local"
 
@@ -160,6 +171,7 @@ class DataPipelineConfig:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    what_if: WhatIfSampling = field(default_factory=WhatIfSampling)
     engine: EngineName = EngineName.local
     workers: int = 0  # processes; 0: one per core
     seed: int = 0  # of the keyed hashes that choose validation documents, order, samples and examples
@@ -173,11 +185,11 @@ class DataPipelineConfig:
         _at_least("workers", self.workers, 0)
         _at_least("partition_bytes", self.partition_bytes, 1)
         _at_least("max_shard_bytes", self.max_shard_bytes, 1)
-        for section in (self.input, self.pipeline, self.tokenizer, self.validation):
+        for section in (self.input, self.pipeline, self.tokenizer, self.validation, self.what_if):
             section.check()
 
 
-RUNTIME_SETTINGS = ("output", "engine", "workers", "partition_bytes", "overwrite")
+RUNTIME_SETTINGS = ("output", "engine", "workers", "partition_bytes", "overwrite", "what_if.sample_fraction")
 """Settings that do not change a byte of the shards."""
 
 

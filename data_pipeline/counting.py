@@ -31,6 +31,7 @@ Codes = tuple[list[str], np.ndarray]
 
 _HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>[^/?#:]+)"
 _WITHOUT_HOST = "no host"
+_SHOWN = ["record_id", "text", "source", "file", "row", "language"]
 
 
 def count_batch(
@@ -197,13 +198,17 @@ def _take_examples(
             within = within[np.lexsort((hashes[within], distances[within]))][:EXAMPLES_PER_REASON]
         rows, hashes = rows[within], hashes[within]
         distances = None if distances is None else distances[within]
+    columns: list[pa.Array] = []
     measured = [0.0] * len(rows) if distances is None else distances.tolist()
     for row, hash_, distance in zip(rows.tolist(), hashes.tolist(), measured, strict=True):
         if not statistics.wants_example(reason, hash_, distance, into):
             continue
-        example = {"hash": hash_, "record_id": batch["record_id"][row].as_py().hex()}
-        example |= {name: batch[name][row].as_py() for name in ("source", "file", "row", "language")}
-        example["text"] = pc.utf8_slice_codeunits(batch["text"].slice(row, 1), 0, MASKED_CHARACTERS)[0].as_py()
+        columns = columns or [batch[name] for name in _SHOWN]
+        record_id, text, *shown = (column[row] for column in columns)
+        start = text.as_buffer()[: 4 * MASKED_CHARACTERS]  # without decoding the rest of a long text
+        example = {"hash": hash_, "record_id": record_id.as_py().hex()}
+        example |= {name: value.as_py() for name, value in zip(_SHOWN[2:], shown, strict=True)}
+        example["text"] = start.to_pybytes().decode("utf-8", "ignore")
         if scores is not None:
             example |= {"distance": distance, "score": float(scores[row])}
         statistics.example(reason, example, into)

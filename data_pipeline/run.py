@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipeline import phases, write
+from data_pipeline import phases, what_if, write
 from data_pipeline.chain import Chain, all_blocks, block_label, make_tasks
 from data_pipeline.config import RUNTIME_SETTINGS, DataPipelineConfig, flatten
 from data_pipeline.engines.local import LocalEngine
@@ -75,6 +75,7 @@ class Pipeline:
     def run(self, files: list[plan.InputFile]) -> list[StageStatistics]:
         """Run all phases; return the statistics of every stage in order."""
         blocks, statistics = self._read(files)
+        what_if.sample_phase(self.chain, blocks, self.config)
         stages = self.config.pipeline.stages
         for is_global, names in groupby(stages, lambda name: isinstance(STAGES[name], GlobalStage)):
             for group in [[name] for name in names] if is_global else [list(names)]:

@@ -6,6 +6,8 @@ to the bin above them, and a value that misses an edge by less than 1e-9 of a bi
 in the bin of 0.28 because of how floating point writes it.
 """
 
+from functools import cache
+
 import numpy as np
 
 _DECADES = 10.0 ** np.arange(19)
@@ -53,8 +55,13 @@ def count_bins(scores: np.ndarray) -> list[dict[str, int]]:
     filled, bins = np.nonzero(counts)
     result: list[dict[str, int]] = [{} for _ in scores]
     for row, number, count in zip(filled.tolist(), (bins + lowest).tolist(), counts[filled, bins].tolist(), strict=True):
-        result[row][f"{lower_edge(number):.12g}"] = count
+        result[row][_name(number)] = count
     return result
+
+
+@cache  # there are not many bins
+def _name(number: int) -> str:
+    return f"{lower_edge(number):.12g}"
 
 
 def upper_edge(lower: float) -> float:
