@@ -106,12 +106,15 @@ def sample_hosts(
     statistics: StageStatistics, outcome: str, batch: pa.RecordBatch, rows: np.ndarray, hashes: np.ndarray
 ) -> None:
     """Offer the hosts of `rows` to the sample; only those that can stay in it are parsed."""
+    known = batch["url"].is_valid().to_numpy(zero_copy_only=False)[rows]
+    rows, hashes = rows[known], hashes[known]
+    if not len(rows):
+        return
+    add(statistics.urls, {outcome: len(rows)})
     held = statistics.hosts.get(outcome, [])
     if len(held) == HOST_SAMPLE:
         within = hashes <= np.uint64(held[-1][0])
         rows, hashes = rows[within], hashes[within]
-    if not len(rows) or batch["url"].null_count == len(batch):
-        return
     smallest = np.argsort(hashes, kind="stable")[:HOST_SAMPLE]
     urls = batch["url"].take(pa.array(rows[smallest]))
     hosts = pc.utf8_lower(pc.struct_field(pc.extract_regex(urls, _HOST), "host"))

@@ -47,6 +47,7 @@ class StageStatistics:
     cluster_sizes: dict[str, int] = field(default_factory=dict)  # copies of one text -> clusters
     histograms: dict[str, dict[str, int]] = field(default_factory=dict)  # score -> lower edge of a bin -> documents
     licenses: dict[str, Tally] = field(default_factory=dict)  # license of kept documents -> tally
+    urls: dict[str, int] = field(default_factory=dict)  # kept, dropped -> documents with a URL
     hosts: dict[str, list[list]] = field(default_factory=dict)  # kept, dropped -> [[hash, host]], smallest hashes
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> split -> tokens
     examples: Examples = field(default_factory=dict)  # reason -> dropped documents, smallest hashes first
@@ -88,6 +89,7 @@ class StageStatistics:
             (self.abstained, other.abstained),
             (self.edits, other.edits),
             (self.noted, other.noted),
+            (self.urls, other.urls),
             (self.cluster_sizes, other.cluster_sizes),
         ):
             add(mine, theirs)
