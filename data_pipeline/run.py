@@ -26,6 +26,8 @@ from data_pipeline.read import plan
 from data_pipeline.read.rows import NAME as READ
 from data_pipeline.read.rows import VERSION as READ_VERSION
 from data_pipeline.report import console as show
+from data_pipeline.report.dataset_card import FILE as CARD
+from data_pipeline.report.dataset_card import write_card
 from data_pipeline.report.report import write_report
 from data_pipeline.report.statistics import StageStatistics
 from data_pipeline.shards.writer import write_root
@@ -57,6 +59,7 @@ def run(config: DataPipelineConfig) -> int:
         write_report(output / "report.html", config, statistics)
         if not pipeline.shard_sets:
             raise DataError(_nothing_left(statistics, output))
+        write_card(output / CARD, config, statistics)
         write_root(output, pipeline.tokenizer, pipeline.shard_sets)
     show.summary(console, statistics, output)
     return 0

@@ -1,7 +1,7 @@
 """Small pictures as inline SVG; they take their colours from the page, light or dark."""
 
 from html import escape
-from math import inf, isfinite, log10
+from math import ceil, floor, inf, isfinite, log10
 
 from data_pipeline.report.histogram import upper_edge
 from data_pipeline.report.statistics import Tally
@@ -9,7 +9,7 @@ from data_pipeline.report.statistics import Tally
 MOST_SOURCES = 7
 """A chart gives this many sources a colour of their own; the others share one."""
 
-_WIDTH = 640
+_WIDTH = 960
 _COLUMNS = 80
 _LABEL, _AMOUNT = 170, 90  # beside the bars of the funnel
 
@@ -62,15 +62,13 @@ def histogram(bins: dict[str, int], minimum: float = -inf, maximum: float = inf)
         minimum, maximum = minimum - 0.5, maximum + 0.5
         cuts = [cut + (-0.5 if cut < minimum + 1 else 0.5) for cut in cuts]
     else:
-        spans = {edge: (edge, upper_edge(edge)) for edge in counts}
+        share = max(counts) <= 1  # nothing lies in the bin above 1 but 1 itself
+        spans = {edge: (edge, edge + 0.01 if share else upper_edge(edge)) for edge in counts}
     low = min([start for start, _ in spans.values()] + cuts)
     high = max([end for _, end in spans.values()] + cuts)
     wide = not whole and max(abs(low), abs(high)) > 30
     place = _squeezed if wide else float
-    left, right = place(low), place(high)
-    margin = 0.02 * (right - left)
-    left, right = left - margin, right + margin
-    columns = len(range(int(low + 0.5), int(high + 0.5))) * 3 if whole else _COLUMNS
+    left, right, columns = _frame(low, high, spans, whole, wide)
     heights = [0.0] * columns
     for edge, (start, end) in spans.items():
         first, last = ((place(value) - left) / (right - left) * columns for value in (start, end))
@@ -99,6 +97,21 @@ def histogram(bins: dict[str, int], minimum: float = -inf, maximum: float = inf)
     return _svg(124, parts, "distribution of the score")
 
 
+def _frame(
+    low: float, high: float, spans: dict[float, tuple[float, float]], whole: bool, wide: bool
+) -> tuple[float, float, int]:
+    """Return where the picture begins and ends, and its columns: edges of bins are edges of columns where they can be."""
+    if whole:
+        return low, high, 3 * int(high - low + 1)
+    if wide:
+        left, right = _squeezed(low), _squeezed(high)
+        return left, right + 0.02 * (right - left), _COLUMNS
+    bin_width = min(end - start for start, end in spans.values())
+    step = bin_width * ceil((high - low) / bin_width / _COLUMNS + 1e-9)
+    first, last = floor(low / step - 1e-9), ceil(high / step + 1e-9)
+    return first * step, last * step, last - first
+
+
 def _squeezed(value: float) -> float:
     """Linear up to 1, by powers of ten beyond."""
     if abs(value) <= 1 or not isfinite(value):
@@ -110,9 +123,9 @@ def _ticks(low: float, high: float, wide: bool) -> list[float]:
     if wide:
         powers = [float(10**power) for power in range(19)]
         return [value for value in (*(-each for each in powers), 0.0, *powers) if low <= value <= high]
-    step = 10 ** int(log10(high - low) - 1 + (high - low < 1) * 0) if high > low else 1
-    step = next(step * factor for factor in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if (high - low) / (step * factor) <= 8)
-    first = int(low / step) if low >= 0 else -int(-low / step)
+    step = 10.0 ** floor(log10(high - low))
+    step = next(step * factor for factor in (0.1, 0.2, 0.5, 1, 2, 5) if (high - low) / (step * factor) <= 8)
+    first = ceil(low / step)
     values = [round(number * step, 10) for number in range(first, first + 12)]
     return [value for value in values if low <= value <= high]
 

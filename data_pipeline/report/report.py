@@ -1,5 +1,6 @@
 """report.html: what went in, what was dropped and why. One file, no network, light and dark."""
 
+import re
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def write_report(path: Path, config: DataPipelineConfig, stages: list[StageStati
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": "{:,}".format, "megabytes": megabytes, "percent": percent, "width": _width}
+    environment.filters |= {"number": "{:,}".format, "megabytes": megabytes, "percent": percent}
+    environment.filters |= {"width": _width, "without_blank_lines": lambda text: re.sub(r"\n\s*\n", "\n", text.strip("\n"))}
     filters = [stage for stage in stages if stage.stage != SHARDS]
     shards = stages[-1]
     texts = total(shards.kept)[1]
@@ -210,7 +212,9 @@ def megabytes(size: int) -> str:
     """Return a size for people."""
     if size >= 1e11:
         return f"{size / 1e9:,.0f} GB"
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+    if size >= 1e5:
+        return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e3:,.1f} kB" if size >= 1e3 else f"{size} B"
 
 
 def percent(part: Tally | float, whole: Tally | float = 1) -> str:

@@ -61,7 +61,7 @@ def test_the_report_shows_the_funnel_reasons_and_examples(page):
     checker.feed(page)
     text = " ".join(checker.text.split())
     assert checker.open == []
-    for shown in ("1,000", "400", "40.0 %", "1,234", "gopher_quality.too_few_words600", "stop_words abstained on 77"):
+    for shown in ("1,000", "400", "40.0 %", "1,234", "too_few_words 600 60.0 %", "stop_words abstained on 77"):
         assert shown in text
     assert "a.jsonl · row 7" in text
     assert "3 more" in text, "ten sources do not get ten colours"
@@ -79,7 +79,7 @@ def test_the_report_loads_nothing_and_runs_nothing(page):
 def test_the_picture_takes_its_colours_from_the_page_in_light_and_dark(page):
     svg = page[page.index("<svg") : page.index("</svg>")]
     assert "var(--series-0)" in svg
-    assert "currentColor" in svg
+    assert "fill" in svg and "svg text { fill: var(--ink)" in page
     assert not re.search(r"(fill|stroke): #", svg)
     assert "prefers-color-scheme: dark" in page
 
