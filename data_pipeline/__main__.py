@@ -2,12 +2,13 @@
 
 import sys
 
-from data_pipeline import what_if
+from data_pipeline import forecast, what_if
 from data_pipeline.config import DataPipelineConfig
 from data_pipeline.run import run
 from llama_foundation.compose import main as command
 
 COMMANDS = {
+    "forecast": ("data_forecast", forecast.ForecastConfig, forecast.forecast),
     "what-if": ("data_what_if", what_if.WhatIfConfig, what_if.run),
 }
 """First word of the command line -> its entry file, its settings, what it does."""

@@ -90,9 +90,13 @@ class Pipeline:
                 statistics += counted
         return statistics + (self._shards(blocks) if blocks else [StageStatistics(write.NAME)])
 
+    def choose(self, pieces: list[plan.Piece]) -> list[plan.Piece]:
+        """Return the pieces to read; a forecast reads only some."""
+        return pieces
+
     def _read(self, files: list[plan.InputFile]) -> tuple[list[Block], list[StageStatistics]]:
         settings = self.config.input
-        pieces = plan.cut(files, self.config.partition_bytes, settings)
+        pieces = self.choose(plan.cut(files, self.config.partition_bytes, settings))
         inputs = [asdict(settings), [asdict(file) for file in files], self.config.partition_bytes, self.config.seed]
         uncounted = [piece for piece in pieces if plan.needs_line_count(piece)]
         commits = self.chain.phase("lines", inputs, phases.count_lines_task, uncounted, lambda piece: piece.label)
