@@ -141,7 +141,9 @@ def forecast(config: ForecastConfig) -> int:
     workers = LocalEngine(config.workers).workers
     phases = expect(measured[1], measured[2], sum(sizes.values()), workers, config)
     if config.json:
-        print(json.dumps({"workers": workers, "samples": [asdict(s) for s in measured[1:]], **_totals(phases)}, indent=2))
+        print(
+            json.dumps({"workers": workers, "samples": [asdict(s) for s in measured[1:]], **_totals(phases)}, indent=2)
+        )
     else:
         _show(phases, measured[1:], sum(sizes.values()), workers)
     return 0
@@ -172,7 +174,9 @@ def choose(sizes: dict[plan.Piece, float], config: ForecastConfig) -> tuple[list
         )
     key = xxhash.xxh3_64_intdigest(f"forecast\0{config.seed}".encode())
     order = sorted(sizes, key=lambda piece: xxhash.xxh3_64_intdigest(f"{piece.file.path}\0{piece.start}".encode(), key))
-    wanted = max(config.forecast.fraction * sum(sizes.values()), min(config.forecast.minimum_bytes, sum(sizes.values()) / 2))
+    wanted = max(
+        config.forecast.fraction * sum(sizes.values()), min(config.forecast.minimum_bytes, sum(sizes.values()) / 2)
+    )
     samples = []
     for goal in (wanted, wanted / 2):
         chosen: list[plan.Piece] = []
@@ -258,7 +262,11 @@ def _totals(phases: list[Expected]) -> dict[str, Any]:
         name: [sum(getattr(phase, name)[end] for phase in phases) for end in range(2)]
         for name in ("cpu_hours", "hours", "disk_bytes")
     }
-    return {"phases": [asdict(phase) for phase in phases], **sums, "peak_bytes": max(phase.peak_bytes for phase in phases)}
+    return {
+        "phases": [asdict(phase) for phase in phases],
+        **sums,
+        "peak_bytes": max(phase.peak_bytes for phase in phases),
+    }
 
 
 def _show(phases: list[Expected], samples: list[Sample], whole: float, workers: int) -> None:

@@ -132,7 +132,9 @@ def run(config: WhatIfConfig) -> int:
         print(json.dumps({"changes": changes, "before": asdict(old), "after": asdict(new)}, indent=2))
     else:
         console = Console(width=None if sys.stdout.isatty() else 140)
-        documents = sum(row[0] for source in statistics.get("read", {}).get("kept", {}).values() for row in source.values())
+        documents = sum(
+            row[0] for source in statistics.get("read", {}).get("kept", {}).values() for row in source.values()
+        )
         what_if_table.show(console, changes, old, new, documents)
     return 0
 

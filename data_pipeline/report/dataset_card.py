@@ -4,6 +4,7 @@ The front matter follows the Hugging Face Hub's dataset cards. What the pipeline
 may be used for) is left open and says so.
 """
 
+import re
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,16 @@ def write_card(path: Path, config: DataPipelineConfig, stages: list[StageStatist
 
 def _front_matter(shards: StageStatistics) -> dict[str, Any]:
     known = sorted(name for name in shards.licenses if name != NO_LICENSE)
-    names = known if NO_LICENSE not in shards.licenses else [*known, "unknown"]
-    languages = {name.replace("_", "-").split("-")[0].lower() for name in by_key(shards.kept) if name != UNKNOWN_LANGUAGE}
+    one = known[0].lower() if len(known) == 1 and NO_LICENSE not in shards.licenses else ""
+    license_ = one if re.fullmatch("[a-z0-9.-]+", one) else "other" if known else "unknown"
+    languages = {
+        name.replace("_", "-").split("-")[0].lower() for name in by_key(shards.kept) if name != UNKNOWN_LANGUAGE
+    }
     documents = total(shards.kept)[0]
     size = next((name for limit, name in _SIZES if documents < limit), "n>1T")
     return {
-        "license": names[0] if len(names) == 1 else "other",
-        **({} if len(names) == 1 else {"license_name": "several, see below"}),
+        "license": license_,
+        **({"license_name": "see-licenses-below"} if license_ == "other" else {}),
         **({"language": sorted(languages)} if languages else {}),
         "task_categories": ["text-generation"],
         "size_categories": [size],
@@ -120,7 +124,9 @@ def _stages(config: DataPipelineConfig, filters: list[StageStatistics]) -> str:
         if rows:
             lines.append(_table(["dropped for", "kept where", "documents", "of those in"], rows))
         if stage.edits:
-            edits = ", ".join(f"{count:,} × {name.removeprefix(stage.stage + '.')}" for name, count in stage.edits.items())
+            edits = ", ".join(
+                f"{count:,} × {name.removeprefix(stage.stage + '.')}" for name, count in stage.edits.items()
+            )
             lines.append(f"Edits: {edits}.\n")
         settings = _settings(config, stage.stage)
         if settings:
@@ -136,7 +142,9 @@ def _thresholds(config: DataPipelineConfig, name: str) -> dict[str, str]:
     told = {}
     for rule in known.rules(getattr(config.pipeline, name)):
         limits = (("≥", rule.minimum), ("≤", rule.maximum))
-        told[f"{name}.{rule.reason}"] = ", ".join(f"{rule.score} {sign} {limit:g}" for sign, limit in limits if isfinite(limit))
+        told[f"{name}.{rule.reason}"] = ", ".join(
+            f"{rule.score} {sign} {limit:g}" for sign, limit in limits if isfinite(limit)
+        )
     return told
 
 

@@ -54,7 +54,9 @@ def count_bins(scores: np.ndarray) -> list[dict[str, int]]:
     counts = np.bincount((numbers - lowest + rows * width)[known], minlength=len(scores) * width).reshape(-1, width)
     filled, bins = np.nonzero(counts)
     result: list[dict[str, int]] = [{} for _ in scores]
-    for row, number, count in zip(filled.tolist(), (bins + lowest).tolist(), counts[filled, bins].tolist(), strict=True):
+    for row, number, count in zip(
+        filled.tolist(), (bins + lowest).tolist(), counts[filled, bins].tolist(), strict=True
+    ):
         result[row][_name(number)] = count
     return result
 

@@ -9,7 +9,7 @@ import re
 
 _ADDRESS = re.compile(r"[^\s<>()\[\]{}\"',;:|@]{1,64}\s?(?:@|\[at\]|\(at\))\s?[\w-]+(?:\.[\w-]+)+", re.IGNORECASE)
 _IP_4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)")
-_IP_6 = re.compile(r"(?:[0-9a-f]{1,4}:|:(?=:)){2,7}:?(?:[0-9a-f]{1,4})?(?![\w:])", re.IGNORECASE)
+_IP_6 = re.compile(r"(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])", re.IGNORECASE)
 _NUMBER = re.compile(r"\d(?:[\s().\-/\u00a0\u2010-\u2013\u202f]{0,3}\d){6,24}(?!\w)")
 _SHORTEST_CARD = 13  # digits, ISO/IEC 7812
 _DIGITS_OF_AN_IP, _DIGITS_OF_A_PHONE = 4, 7
@@ -41,7 +41,7 @@ def _ip_4(match: re.Match[str]) -> str:
 def _ip_6(match: re.Match[str]) -> str:
     """A time of day such as 12:30:59 has two colons, and no address has so few unless two stand together."""
     before = match.string[: match.start()][-1:]
-    address = match.group().count(":") > 2 or "::" in match.group()
+    address = (match.group().count(":") > 2 or "::" in match.group()) and match.group().strip(":")
     return "[ip]" if address and not (before.isalnum() or before in ("_", ":")) else match.group()
 
 

@@ -34,7 +34,10 @@ def write_report(path: Path, config: DataPipelineConfig, stages: list[StageStati
         lstrip_blocks=True,
     )
     environment.filters |= {"number": "{:,}".format, "megabytes": megabytes, "percent": percent}
-    environment.filters |= {"width": _width, "without_blank_lines": lambda text: re.sub(r"\n\s*\n", "\n", text.strip("\n"))}
+    environment.filters |= {
+        "width": _width,
+        "without_blank_lines": lambda text: re.sub(r"\n\s*\n", "\n", text.strip("\n")),
+    }
     filters = [stage for stage in stages if stage.stage != SHARDS]
     shards = stages[-1]
     texts = total(shards.kept)[1]
@@ -118,7 +121,9 @@ def _reason(stage: StageStatistics, reason: str, rule: Rule | None, tokens_per_b
     if rule:
         bins = stage.histograms.get(f"{stage.stage}.{rule.score}", {})
         limits = [
-            f"{name} {limit:g}" for name, limit in (("at least", rule.minimum), ("at most", rule.maximum)) if isfinite(limit)
+            f"{name} {limit:g}"
+            for name, limit in (("at least", rule.minimum), ("at most", rule.maximum))
+            if isfinite(limit)
         ]
         row |= {
             "picture": charts.histogram(bins, rule.minimum, rule.maximum),
@@ -154,7 +159,8 @@ def _languages(filters: list[StageStatistics]) -> list[dict[str, Any]]:
     """Return one row per language; a stage may find another one than the input names."""
     seen, kept = by_key(filters[0].seen), by_key(filters[-1].kept)
     rows = [
-        {"name": name, "seen": seen.get(name, [0, 0]), "kept": kept.get(name, [0, 0])} for name in seen.keys() | kept.keys()
+        {"name": name, "seen": seen.get(name, [0, 0]), "kept": kept.get(name, [0, 0])}
+        for name in seen.keys() | kept.keys()
     ]
     return sorted(rows, key=lambda row: (-max(row["seen"][1], row["kept"][1]), row["name"]))
 
@@ -190,7 +196,9 @@ def hosts(stages: list[StageStatistics]) -> dict[str, Any]:
             for _, host in sample:
                 row = found.setdefault(host, {"kept": 0, "dropped": 0})
                 row[outcome] += weight
-    rows = [{"name": name, **{outcome: round(number) for outcome, number in row.items()}} for name, row in found.items()]
+    rows = [
+        {"name": name, **{outcome: round(number) for outcome, number in row.items()}} for name, row in found.items()
+    ]
     rows.sort(key=lambda row: (-row["kept"] - row["dropped"], row["name"]))
     return {"rows": rows[:MOST_HOSTS], "count": len(rows), "exact": exact, "error": sqrt(0.1 * 0.9 / HOST_SAMPLE)}
 

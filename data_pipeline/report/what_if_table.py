@@ -35,7 +35,9 @@ def show(console: Console, changes: dict[str, list[Any]], old: Funnel, new: Funn
     for key, (before, after) in changes.items():
         console.print(f"pipeline.{key}: {before} -> {after}", highlight=False)
     share = f" of {of:,} ({old.documents / of:.2%})" if of else ""
-    console.print(f"from the scores of {old.documents:,} documents{share}; all numbers are of this sample", highlight=False)
+    console.print(
+        f"from the scores of {old.documents:,} documents{share}; all numbers are of this sample", highlight=False
+    )
     table = Table()
     table.add_column("stage, rule", overflow="fold")
     for name in ("documents", "then", "change", "MB", "then", "change"):

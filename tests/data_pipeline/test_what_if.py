@@ -73,7 +73,9 @@ def write_corpus(directory):
         rows = []
         for _ in range(150):
             lines = [
-                " ".join(generator.choices(["stone", "of", "extraordinary", "river", "a"], k=generator.randrange(1, 12)))
+                " ".join(
+                    generator.choices(["stone", "of", "extraordinary", "river", "a"], k=generator.randrange(1, 12))
+                )
                 + generator.choice([".", ""])
                 for _ in range(generator.randrange(1, 8))
             ]
