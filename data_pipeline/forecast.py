@@ -10,7 +10,8 @@ beside the real one. Whole pieces of files are taken, chosen by hash. Each phase
     capped      by tokenizer.train.sample_bytes: linear until there is enough text, constant from there
     buckets     linear, and memory grows until a bucket is full
 
-The exponent of each phase, between the two samples, is shown beside the law: where it says something else, trust neither.
+The exponent of each phase, between the two samples, is shown beside the law: where it says something else, trust
+neither.
 """
 
 import copy

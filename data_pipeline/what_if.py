@@ -168,8 +168,8 @@ def changed_thresholds(before: PipelineConfig, after: PipelineConfig) -> dict[st
         setattr(target, name, new[key])
         if stage.rules(settings) == stage.rules(getattr(before, stage_name)):
             raise ConfigError(
-                f"{asked} is no threshold of a rule of {stage_name}: it changes what is measured, and the stored scores "
-                "were measured without it; run llama-data again with this setting and another output"
+                f"{asked} is no threshold of a rule of {stage_name}: it changes what is measured, and the stored "
+                "scores were measured without it; run llama-data again with this setting and another output"
             )
     if not changes:
         raise ConfigError("every threshold given is what the run had; change one")
@@ -260,8 +260,8 @@ def _load(output: Path) -> tuple[pa.Table, dict[str, Any]]:
         raise DataError(f"{path} cannot be read ({error}); delete it and run llama-data again") from error
     if not table.num_rows:
         raise DataError(
-            f"{path} holds no document: {described['sample_fraction']:.2%} of this corpus is none; run llama-data again "
-            "with a larger what_if.sample_fraction"
+            f"{path} holds no document: {described['sample_fraction']:.2%} of this corpus is none; run llama-data "
+            "again with a larger what_if.sample_fraction"
         )
     return table, described
 

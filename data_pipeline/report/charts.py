@@ -100,7 +100,7 @@ def histogram(bins: dict[str, int], minimum: float = -inf, maximum: float = inf)
 def _frame(
     low: float, high: float, spans: dict[float, tuple[float, float]], whole: bool, wide: bool
 ) -> tuple[float, float, int]:
-    """Return where the picture begins and ends, and its columns: edges of bins are edges of columns where they can be."""
+    """Return where the picture begins and ends, and its columns, whose edges are edges of bins where they can be."""
     if whole:
         return low, high, 3 * int(high - low + 1)
     if wide:

@@ -69,8 +69,8 @@ def _summary(config: DataPipelineConfig, stages: list[StageStatistics]) -> str:
     return (
         f"{kept[0]:,} documents, {megabytes(kept[1])} of text, {tokens['train']:,} tokens to train on and "
         f"{tokens['validation']:,} held out. That is {percent(kept, seen)} of {seen[0]:,} records "
-        f"({megabytes(seen[1])}), after the preset `{config.pipeline.name}` of llama-data. `report.html` shows examples "
-        "and the distribution of every score, `stats.json` has all numbers and settings.\n"
+        f"({megabytes(seen[1])}), after the preset `{config.pipeline.name}` of llama-data. `report.html` shows "
+        "examples and the distribution of every score, `stats.json` has all numbers and settings.\n"
     )
 
 
@@ -124,10 +124,7 @@ def _stages(config: DataPipelineConfig, filters: list[StageStatistics]) -> str:
         if rows:
             lines.append(_table(["dropped for", "kept where", "documents", "of those in"], rows))
         if stage.edits:
-            edits = ", ".join(
-                f"{count:,} × {name.removeprefix(stage.stage + '.')}" for name, count in stage.edits.items()
-            )
-            lines.append(f"Edits: {edits}.\n")
+            lines.append(f"Edits: {_counts(stage, ' × ')}.\n")
         settings = _settings(config, stage.stage)
         if settings:
             lines.append(f"Settings: {settings}.\n")
@@ -154,15 +151,19 @@ def _settings(config: DataPipelineConfig, name: str) -> str:
     return ", ".join(f"`{key}={value}`" for key, value in flatten(getattr(config.pipeline, name)).items())
 
 
+def _counts(stage: StageStatistics, between: str) -> str:
+    return ", ".join(f"{count:,}{between}{name.removeprefix(stage.stage + '.')}" for name, count in stage.edits.items())
+
+
 def _statement(config: DataPipelineConfig, filters: list[StageStatistics]) -> str:
     personal = [stage for stage in filters if stage.stage in _PERSONAL]
     unsafe = [stage for stage in filters if _UNSAFE in stage.stage]
     lines = []
     for stage in personal:
-        counts = ", ".join(f"{count:,} {name.removeprefix(stage.stage + '.')}" for name, count in stage.edits.items())
         dropped = total(stage.seen)[0] - total(stage.kept)[0]
         lines.append(
-            f"The stage `{stage.stage}` looked for personal data by patterns: it replaced {counts or 'nothing'}, and "
+            f"The stage `{stage.stage}` looked for personal data by patterns: it replaced "
+            f"{_counts(stage, ' ') or 'nothing'}, and "
             f"dropped {dropped:,} documents. Patterns miss names, addresses and unusual spellings."
         )
     if not personal:

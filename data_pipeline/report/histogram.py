@@ -1,9 +1,9 @@
 """Bins that are known before the data is, so that two histograms of a score always add up.
 
-A value from -1 to 1 falls into a bin of width 0.01: exact for shares. Beyond that a bin is all values with the same two
-leading digits: a tenth wide up to 10, one wide up to 100, ten up to 1000. A bin is named by its lower edge. Edges belong
-to the bin above them, and a value that misses an edge by less than 1e-9 of a bin's width counts as on it: 0.29 is not
-in the bin of 0.28 because of how floating point writes it.
+A value from -1 to 1 falls into a bin of width 0.01: exact for shares. Beyond that a bin is all values with the same
+two leading digits: a tenth wide up to 10, one wide up to 100, ten up to 1000. A bin is named by its lower edge. Edges
+belong to the bin above them, and a value that misses an edge by less than 1e-9 of a bin's width counts as on it: 0.29
+is not in the bin of 0.28 because of how floating point writes it.
 """
 
 from functools import cache

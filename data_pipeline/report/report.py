@@ -34,10 +34,7 @@ def write_report(path: Path, config: DataPipelineConfig, stages: list[StageStati
         lstrip_blocks=True,
     )
     environment.filters |= {"number": "{:,}".format, "megabytes": megabytes, "percent": percent}
-    environment.filters |= {
-        "width": _width,
-        "without_blank_lines": lambda text: re.sub(r"\n\s*\n", "\n", text.strip("\n")),
-    }
+    environment.filters |= {"width": _width, "without_blank_lines": _without_blank_lines}
     filters = [stage for stage in stages if stage.stage != SHARDS]
     shards = stages[-1]
     texts = total(shards.kept)[1]
@@ -232,6 +229,10 @@ def percent(part: Tally | float, whole: Tally | float = 1) -> str:
         return "-"
     share = 100 * part / whole
     return "< 0.1 %" if 0 < share < 0.05 else f"{share:.1f} %"
+
+
+def _without_blank_lines(text: str) -> str:
+    return re.sub(r"\n\s*\n", "\n", text.strip("\n"))
 
 
 def _width(part: Tally | float, whole: Tally | float = 1) -> str:

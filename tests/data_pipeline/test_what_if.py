@@ -185,7 +185,7 @@ def test_the_table_names_the_change_and_how_sure_it_is(finished, monkeypatch, ca
 
 def test_a_run_without_scores_and_one_of_another_version_are_told_apart(finished, tmp_path, monkeypatch):
     _, output, _ = finished
-    with pytest.raises(DataError, match="what_if.sample_fraction above 0"):
+    with pytest.raises(DataError, match=r"what_if\.sample_fraction above 0"):
         what_if.run(what_if.WhatIfConfig(str(tmp_path), {"c4": {"min_sentences": 2}}))
     monkeypatch.setitem(STAGES, "c4", LocalStage("c4", 2, measure_sentences, sentence_rules))
     with pytest.raises(ConfigError, match="version 1 of c4, which is now version 2"):
