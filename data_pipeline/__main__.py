@@ -2,12 +2,15 @@
 
 llama-data status output=DIR     what is done and what is missing
 llama-data verify output=DIR     check every block of the shards
+llama-data what-if output=DIR ... what other thresholds would keep
+llama-data forecast ...          hours, memory and disk of the same run, from two samples of its input
 """
 
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from data_pipeline import forecast, what_if
 from data_pipeline.config import DataPipelineConfig
 from data_pipeline.run import run
 from data_pipeline.status import StatusConfig, status
@@ -17,8 +20,10 @@ from llama_foundation.compose import main as command
 COMMANDS: dict[str, tuple[str, type, Callable[[Any], int | None]]] = {
     "status": ("status", StatusConfig, status),
     "verify": ("verify", VerifyConfig, verify),
+    "what-if": ("data_what_if", what_if.WhatIfConfig, what_if.run),
+    "forecast": ("data_forecast", forecast.ForecastConfig, forecast.forecast),
 }
-"""First word -> its entry file in configs/commands, its settings, and what it does."""
+"""First word -> its entry file in configs/ or configs/commands/, its settings, and what it does."""
 
 
 def main() -> int:

@@ -210,6 +210,17 @@ class ValidationConfig:
             raise ConfigError(f"validation.fraction={self.fraction} must be at least 0 and less than 1")
 
 
+@dataclass
+class WhatIfSampling:
+    """Documents whose scores are kept for `llama-data what-if`, chosen by keyed hash of their record id."""
+
+    sample_fraction: float = 0.01  # of documents; 0: none
+
+    def check(self) -> None:
+        if not 0 <= self.sample_fraction <= 1:
+            raise ConfigError(f"what_if.sample_fraction={self.sample_fraction} must be between 0 and 1")
+
+
 class EngineName(Enum):
     local = "local"  # processes of this machine
     ray = "ray"  # tasks on a Ray cluster
@@ -245,6 +256,7 @@ class DataPipelineConfig:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    what_if: WhatIfSampling = field(default_factory=WhatIfSampling)
     engine: EngineConfig = field(default_factory=EngineConfig)
     workers: int = 0  # processes of this command, on ray tasks at a time; 0: one per core, on ray of the whole cluster
     seed: int = 0  # of the keyed hashes that choose validation documents, order, samples and examples
@@ -258,11 +270,11 @@ class DataPipelineConfig:
         _at_least("workers", self.workers, 0)
         _at_least("partition_bytes", self.partition_bytes, 1)
         _at_least("max_shard_bytes", self.max_shard_bytes, 1)
-        for section in (self.input, self.pipeline, self.tokenizer, self.validation, self.engine):
+        for section in (self.input, self.pipeline, self.tokenizer, self.validation, self.what_if, self.engine):
             section.check()
 
 
-RUNTIME_SETTINGS = ("output", "engine", "workers", "partition_bytes", "overwrite")
+RUNTIME_SETTINGS = ("output", "engine", "workers", "partition_bytes", "overwrite", "what_if")
 """Settings, and sections of them, that do not change a byte of the shards."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipeline import phases, radix, write
+from data_pipeline import phases, radix, what_if, write
 from data_pipeline.chain import Chain, all_blocks, block_label
 from data_pipeline.config import DataPipelineConfig, flatten
 from data_pipeline.engines.build import make_engine
@@ -25,6 +25,8 @@ from data_pipeline.read import plan
 from data_pipeline.read.rows import NAME as READ
 from data_pipeline.read.rows import VERSION as READ_VERSION
 from data_pipeline.report import console as show
+from data_pipeline.report.dataset_card import FILE as CARD
+from data_pipeline.report.dataset_card import write_card
 from data_pipeline.report.report import write_report
 from data_pipeline.report.statistics import StageStatistics
 from data_pipeline.shards.manifest import MANIFEST
@@ -72,6 +74,7 @@ class Pipeline:
     def run(self, files: list[plan.InputFile]) -> list[StageStatistics]:
         """Run all phases; return the statistics of every stage in order."""
         blocks, statistics = self._read(files)
+        what_if.sample_phase(self.chain, blocks, self.config)
         stages = self.config.pipeline.stages
         for is_global, names in groupby(stages, lambda name: isinstance(STAGES[name], GlobalStage)):
             for group in [[name] for name in names] if is_global else [list(names)]:
@@ -83,9 +86,13 @@ class Pipeline:
                 statistics += counted
         return self._shards(blocks, statistics)
 
+    def choose(self, pieces: list[plan.Piece]) -> list[plan.Piece]:
+        """Return the pieces to read; a forecast reads only some."""
+        return pieces
+
     def _read(self, files: list[plan.InputFile]) -> tuple[list[Block], list[StageStatistics]]:
         settings = self.config.input
-        pieces = plan.cut(files, self.config.partition_bytes, settings)
+        pieces = self.choose(plan.cut(files, self.config.partition_bytes, settings))
         inputs = [asdict(settings), [asdict(file) for file in files], self.config.partition_bytes, self.config.seed]
         unknown = [piece for piece in pieces if plan.needs_survey(piece, self.config.partition_bytes)]
         payloads = [(piece, self.config.partition_bytes, settings) for piece in unknown]
@@ -204,6 +211,7 @@ def finish_task(folder: Path, task: Task) -> Commit:
     for stale in (output / "tokenizer").glob("tokenizer.*"):
         if stale.name != tokenizer.file_name:
             stale.unlink()
+    write_card(output / CARD, finish.config, finish.statistics)
     with publish(output / "tokenizer" / tokenizer.file_name) as file:
         file.write(tokenizer.path.read_bytes())
     shard_sets: dict[str, list[str]] = {}

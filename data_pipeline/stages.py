@@ -91,5 +91,5 @@ def apply_local(
     edited = documents.with_measurement(stage.name, measurement)
     kept = edited.select(verdicts == KEEP)
     count_batch(statistics, documents, kept, verdicts, reasons, measurement, rules, seed)
-    statistics.cpu_milliseconds += (time.process_time_ns() - started) // 1_000_000
+    statistics.cpu_milliseconds += (time.process_time_ns() - started + 500_000) // 1_000_000
     return kept
