@@ -1,0 +1,62 @@
+"""Words between white space, as byte ranges; in scripts without spaces, where asked, every character as one."""
+
+import numba
+import numpy as np
+
+from data_pipeline.text.characters import LETTER, MARK, SPACE, UNSPACED, decode, width
+from data_pipeline.text.hashing import hash_bytes
+
+HAS_LETTER = 1
+"""Flag of a word with at least one letter (str.isalpha)."""
+
+WordColumns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""starts, ends int64 [words]; characters int32; hashes uint64; flags uint8; first, last int64 [documents]."""
+
+
+@numba.njit(cache=True, nogil=True)
+def whitespace_words(
+    data: np.ndarray, begin: np.ndarray, end: np.ndarray, table: np.ndarray, single: np.ndarray
+) -> WordColumns:
+    """Split every document as str.split does.
+
+    Args:
+        table: uint8 [code points], characters.properties().
+        single: bool [documents]: where true, a character of a script without spaces is a word, with the marks on it.
+    """
+    most = 0
+    for document in range(len(begin)):
+        most += end[document] - begin[document] if single[document] else (end[document] - begin[document]) // 2 + 1
+    starts, ends = np.empty(most, np.int64), np.empty(most, np.int64)
+    characters, hashes, flags = np.empty(most, np.int32), np.empty(most, np.uint64), np.empty(most, np.uint8)
+    first, last = np.empty(len(begin), np.int64), np.empty(len(begin), np.int64)
+    ascii_table = table[:128].copy()
+    word = 0
+    for document in range(len(begin)):
+        first[document] = word
+        at, stop, alone = begin[document], end[document], single[document]
+        while at < stop:
+            start, count, seen, is_single = at, 0, np.uint8(0), False
+            while at < stop:
+                byte = data[at]
+                if byte < 0x80:
+                    bits = ascii_table[byte]
+                    size = 1
+                else:
+                    bits = table[decode(data, at)]
+                    size = width(byte)
+                if bits & SPACE:
+                    break
+                if alone and count and not bits & MARK and (is_single or bits & UNSPACED):
+                    break
+                is_single |= (bits & UNSPACED) != 0
+                seen |= bits
+                count += 1
+                at += size
+            if count:
+                starts[word], ends[word], characters[word] = start, at, count
+                hashes[word], flags[word] = hash_bytes(data, start, at), HAS_LETTER if seen & LETTER else 0
+                word += 1
+            else:
+                at += width(data[at])
+        last[document] = word
+    return starts[:word], ends[:word], characters[:word], hashes[:word], flags[:word], first, last
