@@ -36,7 +36,7 @@ class Spans:
     starts, ends  int64 [spans]
     characters    int32 [spans], code points of each
     hashes        uint64 [spans], of the bytes (data_pipeline/text/hashing.py)
-    flags         uint8 [spans], of words (words.HAS_LETTER), else zeros
+    flags         uint8 [spans], of words (words.HAS_LETTER and others), else zeros
     first, last   int64 [documents]
     """
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from data_pipeline.text.characters import CODE_POINTS, LETTER, WORD, decode, width
+from data_pipeline.text.characters import CODE_POINTS, WORD, decode, width
 from data_pipeline.text.hashing import hash_bytes
-from data_pipeline.text.words import HAS_LETTER, WordColumns
+from data_pipeline.text.words import WordColumns, word_flags
 
 PATH = Path(__file__).with_name("word_break.tsv")
 
@@ -177,7 +177,7 @@ def uax29_words(
                 at += width(data[at])
             if seen & WORD:
                 starts[word], ends[word], characters[word] = start, boundary, count
-                hashes[word], flags[word] = hash_bytes(data, start, boundary), HAS_LETTER if seen & LETTER else 0
+                hashes[word], flags[word] = hash_bytes(data, start, boundary), word_flags(seen)
                 word += 1
             start = boundary
         last[document] = word

@@ -3,14 +3,23 @@
 import numba
 import numpy as np
 
-from data_pipeline.text.characters import LETTER, MARK, SPACE, UNSPACED, decode, width
+from data_pipeline.text.characters import LETTER, MARK, SPACE, UNSPACED, WORD, decode, width
 from data_pipeline.text.hashing import hash_bytes
 
 HAS_LETTER = 1
 """Flag of a word with at least one letter (str.isalpha)."""
 
+HAS_WORD_CHARACTER = 2
+"""Flag of a word with at least one letter, digit or underscore: not of punctuation alone."""
+
 WordColumns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """starts, ends int64 [words]; characters int32; hashes uint64; flags uint8; first, last int64 [documents]."""
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def word_flags(bits: int) -> int:
+    """Return the flags of a word whose characters have `bits` together."""
+    return (HAS_LETTER if bits & LETTER else 0) | (HAS_WORD_CHARACTER if bits & WORD else 0)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -54,7 +63,7 @@ def whitespace_words(
                 at += size
             if count:
                 starts[word], ends[word], characters[word] = start, at, count
-                hashes[word], flags[word] = hash_bytes(data, start, at), HAS_LETTER if seen & LETTER else 0
+                hashes[word], flags[word] = hash_bytes(data, start, at), word_flags(seen)
                 word += 1
             else:
                 at += width(data[at])

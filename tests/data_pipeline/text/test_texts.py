@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.text import Segmenter, Texts, Unspaced
 from data_pipeline.text.characters import CODE_POINTS, DIGIT, LETTER, MARK, SPACE, UPPER, WORD, lowercase, properties
+from data_pipeline.text.words import HAS_LETTER, HAS_WORD_CHARACTER
 from tests.data_pipeline.text import definitions
 from tests.data_pipeline.text.definitions import columns_of, cut
 from tests.data_pipeline.text.word_boundaries import segments
@@ -46,7 +47,10 @@ def test_spans_are_those_of_the_plain_definition(kind, rows):
         inside = slice(spans.first[document], spans.last[document])
         assert spans.characters[inside].tolist() == [len(piece) for piece in pieces]
         if kind == "words":
-            assert spans.flags[inside].tolist() == [any(c.isalpha() for c in piece) for piece in pieces]
+            letters = [any(c.isalpha() for c in piece) for piece in pieces]
+            words = [any(c.isalnum() or c == "_" for c in piece) for piece in pieces]
+            assert (spans.flags[inside] & HAS_LETTER > 0).tolist() == letters
+            assert (spans.flags[inside] & HAS_WORD_CHARACTER > 0).tolist() == words
     everything = [piece for text in rows for piece in plain(text)]
     assert len(set(zip(everything, spans.hashes.tolist(), strict=True))) == len(set(everything))
     assert len(set(spans.hashes.tolist())) == len(set(everything))
