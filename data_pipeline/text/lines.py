@@ -22,6 +22,12 @@ def count_lines(data: np.ndarray, begin: np.ndarray, end: np.ndarray) -> int:
     return count
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _is_space(data: np.ndarray, at: int, table: np.ndarray) -> bool:
+    byte = data[at]
+    return table[byte if byte < 0x80 else decode(data, at)] & SPACE != 0
+
+
 @numba.njit(cache=True, nogil=True)
 def split_lines(data: np.ndarray, begin: np.ndarray, end: np.ndarray, table: np.ndarray, strip: bool) -> LineColumns:
     """Cut every document at newlines.
@@ -39,24 +45,28 @@ def split_lines(data: np.ndarray, begin: np.ndarray, end: np.ndarray, table: np.
         first[document] = line
         at, stop = begin[document], end[document]
         while at <= stop:
-            start, leading, count, finish, finish_count = at, strip, 0, at, 0
-            while at < stop and data[at] != NEWLINE:
-                byte = data[at]
-                size = width(byte)
-                space = strip and table[byte if byte < 0x80 else decode(data, at)] & SPACE
-                at += size
-                if leading and space:
-                    start = finish = at
-                    continue
-                leading = False
-                count += 1
-                if not space:
-                    finish, finish_count = at, count
+            stop_line = at
+            while stop_line < stop and data[stop_line] != NEWLINE:
+                stop_line += 1
+            start, finish = at, stop_line
+            if strip:
+                while start < finish and _is_space(data, start, table):
+                    start += width(data[start])
+                while start < finish:
+                    before = finish - 1
+                    while data[before] & 0xC0 == 0x80:
+                        before -= 1
+                    if not _is_space(data, before, table):
+                        break
+                    finish = before
             if finish > start or not strip:
                 starts[line], ends[line] = start, finish
-                characters[line], hashes[line] = finish_count, hash_bytes(data, start, finish)
+                count = 0
+                for each in range(start, finish):
+                    count += data[each] & 0xC0 != 0x80
+                characters[line], hashes[line] = count, hash_bytes(data, start, finish)
                 line += 1
-            at += 1
+            at = stop_line + 1
         last[document] = line
     return starts[:line], ends[:line], characters[:line], hashes[:line], first, last
 

@@ -19,13 +19,15 @@ class Patterns:
     """A compiled list of phrases.
 
     next      int32 [states, 256], state and byte to state
-    pattern   int32 [states], the phrase that ends in a state, or -1
-    shorter   int32 [states], the state of the longest shorter phrase that ends there too, or 0
+    pattern   int32 [states], the phrase that a state spells, or -1
+    ending    int32 [states], the state of the longest phrase that ends there, or 0
+    shorter   int32 [states], the state of the longest phrase that ends there and is not the state's own, or 0
     length    int64 [patterns], characters
     """
 
     next: np.ndarray
     pattern: np.ndarray
+    ending: np.ndarray
     shorter: np.ndarray
     length: np.ndarray
 
@@ -61,14 +63,20 @@ def compile_patterns(phrases: list[str]) -> Patterns:
         for byte, child in children[state].items():
             table[state, byte] = child
     table[:, ord("A") : ord("Z") + 1] = table[:, ord("a") : ord("z") + 1]
-    return Patterns(table, np.array(pattern, np.int32), shorter, np.array(list(map(len, phrases)), np.int64))
+    spelled = np.array(pattern, np.int32)
+    ending = np.where(spelled >= 0, np.arange(len(pattern)), shorter).astype(np.int32)
+    return Patterns(table, spelled, ending, shorter, np.array(list(map(len, phrases)), np.int64))
 
 
 def find(texts: Texts, patterns: Patterns) -> tuple[np.ndarray, np.ndarray]:
     """Return int64 [matches], the byte behind each match, document by document, ascending; int32, which phrase."""
-    return _find(
-        texts.data, texts.begin, texts.end, patterns.next, patterns.pattern, patterns.shorter, lowercase()
-    )
+    columns = patterns.next, patterns.pattern, patterns.ending, patterns.shorter, lowercase()
+    count = 1024
+    while True:
+        positions, found = np.empty(count, np.int64), np.empty(count, np.int32)
+        count = _find(texts.data, texts.begin, texts.end, *columns, positions, found)
+        if count <= len(positions):
+            return positions[:count], found[:count]
 
 
 def count_between(positions: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -88,6 +96,7 @@ def count_whole(texts: Texts, patterns: Patterns) -> np.ndarray:
         texts.end,
         patterns.next,
         patterns.pattern,
+        patterns.ending,
         patterns.shorter,
         patterns.length,
         lowercase(),
@@ -95,26 +104,22 @@ def count_whole(texts: Texts, patterns: Patterns) -> np.ndarray:
     )
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _step(data: np.ndarray, at: int, state: int, table: np.ndarray, lower: np.ndarray) -> tuple[int, int]:
-    """Take the character at byte `at`; return the state behind it, and the byte behind it."""
-    byte = data[at]
-    if byte < 0x80:
-        return table[state, byte], at + 1
+@numba.njit(cache=True, nogil=True)
+def _wide_step(data: np.ndarray, at: int, state: int, table: np.ndarray, lower: np.ndarray) -> int:
+    """Return the state behind the character of several bytes at byte `at`: in lower case, byte by byte."""
     code_point = np.int64(lower[decode(data, at)])
-    behind = at + width(byte)
     if code_point < 0x80:
-        return table[state, code_point], behind
+        return np.int64(table[state, code_point])
     if code_point < 0x800:
-        state = table[state, 0xC0 | code_point >> 6]
+        state = np.int64(table[state, 0xC0 | code_point >> 6])
     else:
         if code_point < 0x10000:
-            state = table[state, 0xE0 | code_point >> 12]
+            state = np.int64(table[state, 0xE0 | code_point >> 12])
         else:
-            state = table[state, 0xF0 | code_point >> 18]
-            state = table[state, 0x80 | code_point >> 12 & 0x3F]
-        state = table[state, 0x80 | code_point >> 6 & 0x3F]
-    return table[state, 0x80 | code_point & 0x3F], behind
+            state = np.int64(table[state, 0xF0 | code_point >> 18])
+            state = np.int64(table[state, 0x80 | code_point >> 12 & 0x3F])
+        state = np.int64(table[state, 0x80 | code_point >> 6 & 0x3F])
+    return np.int64(table[state, 0x80 | code_point & 0x3F])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -124,23 +129,30 @@ def _find(
     end: np.ndarray,
     table: np.ndarray,
     pattern: np.ndarray,
+    ending: np.ndarray,
     shorter: np.ndarray,
     lower: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    positions, found, count = np.empty(1024, np.int64), np.empty(1024, np.int32), 0
+    positions: np.ndarray,
+    found: np.ndarray,
+) -> int:
+    """Write as many matches as there is room for; return how many there are."""
+    count = 0
     for document in range(len(begin)):
-        state, at, stop = 0, begin[document], end[document]
+        state, at, stop = np.int64(0), begin[document], end[document]
         while at < stop:
-            state, at = _step(data, at, state, table, lower)
-            hit = state if pattern[state] >= 0 else shorter[state]
+            if data[at] < 0x80:
+                state = np.int64(table[state, data[at]])
+                at += 1
+            else:
+                state = _wide_step(data, at, state, table, lower)
+                at += width(data[at])
+            hit = ending[state]
             while hit:
-                if count == len(positions):
-                    positions = np.concatenate((positions, np.empty(count, np.int64)))
-                    found = np.concatenate((found, np.empty(count, np.int32)))
-                positions[count], found[count] = at, pattern[hit]
+                if count < len(positions):
+                    positions[count], found[count] = at, pattern[hit]
                 count += 1
                 hit = shorter[hit]
-    return positions[:count], found[:count]
+    return count
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -166,6 +178,7 @@ def _count_whole(
     end: np.ndarray,
     table: np.ndarray,
     pattern: np.ndarray,
+    ending: np.ndarray,
     shorter: np.ndarray,
     length: np.ndarray,
     lower: np.ndarray,
@@ -173,10 +186,15 @@ def _count_whole(
 ) -> np.ndarray:
     counts = np.zeros(len(begin), np.int64)
     for document in range(len(begin)):
-        state, at, stop = 0, begin[document], end[document]
+        state, at, stop = np.int64(0), begin[document], end[document]
         while at < stop:
-            state, at = _step(data, at, state, table, lower)
-            hit = state if pattern[state] >= 0 else shorter[state]
+            if data[at] < 0x80:
+                state = np.int64(table[state, data[at]])
+                at += 1
+            else:
+                state = _wide_step(data, at, state, table, lower)
+                at += width(data[at])
+            hit = ending[state]
             while hit:
                 start = at
                 for _ in range(length[pattern[hit]]):  # bytes may differ between the cases of a letter

@@ -44,25 +44,25 @@ def whitespace_words(
         first[document] = word
         at, stop, alone = begin[document], end[document], single[document]
         while at < stop:
-            start, count, seen, is_single = at, 0, np.uint8(0), False
+            start, continuing, seen, is_single = at, 0, np.uint8(0), False
             while at < stop:
                 byte = data[at]
                 if byte < 0x80:
                     bits = ascii_table[byte]
-                    size = 1
-                else:
-                    bits = table[decode(data, at)]
-                    size = width(byte)
-                if bits & SPACE:
+                    if bits & SPACE or is_single:
+                        break
+                    seen |= bits
+                    at += 1
+                    continue
+                bits = table[decode(data, at)]
+                if bits & SPACE or (alone and at > start and not bits & MARK and (is_single or bits & UNSPACED)):
                     break
-                if alone and count and not bits & MARK and (is_single or bits & UNSPACED):
-                    break
-                is_single |= (bits & UNSPACED) != 0
+                is_single |= alone and bits & UNSPACED != 0
                 seen |= bits
-                count += 1
-                at += size
-            if count:
-                starts[word], ends[word], characters[word] = start, at, count
+                continuing += width(byte) - 1
+                at += width(byte)
+            if at > start:
+                starts[word], ends[word], characters[word] = start, at, at - start - continuing
                 hashes[word], flags[word] = hash_bytes(data, start, at), word_flags(seen)
                 word += 1
             else:
