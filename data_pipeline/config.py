@@ -14,8 +14,13 @@ from data_pipeline.dedup.url import UrlDedup
 from data_pipeline.filters.c4 import C4
 from data_pipeline.filters.fineweb import FineWeb
 from data_pipeline.filters.gopher_quality import GopherQuality
-from data_pipeline.filters.gopher_repetition import DUPLICATED_SIZES, TOP_SIZES, GopherRepetition
+from data_pipeline.filters.gopher_repetition import GopherRepetition
+from data_pipeline.filters.lexicon import check_lists
+from data_pipeline.filters.llama3 import Llama3
+from data_pipeline.filters.refinedweb import RefinedWeb
+from data_pipeline.filters.token_kl import TokenKL
 from data_pipeline.stages import STAGES
+from data_pipeline.text.ngrams import DUPLICATED_SIZES, LARGEST, TOP_SIZES
 from llama_foundation.errors import ConfigError
 
 MEBIBYTE = 1024 * 1024
@@ -59,6 +64,9 @@ class PipelineConfig:
     gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
     c4: C4 = field(default_factory=C4)
     fineweb: FineWeb = field(default_factory=FineWeb)
+    refinedweb: RefinedWeb = field(default_factory=RefinedWeb)
+    llama3: Llama3 = field(default_factory=Llama3)
+    token_kl: TokenKL = field(default_factory=TokenKL)
     url_dedup: UrlDedup = field(default_factory=UrlDedup)
     exact_dedup: ExactDedup = field(default_factory=ExactDedup)
 
@@ -85,6 +93,10 @@ class PipelineConfig:
                     f"pipeline.{name}.prefer={order.prefer.value} and pipeline.{name}.score={order.score}: "
                     "prefer=best_score needs a score, <stage>.<score>, and nothing else does"
                 )
+        check_lists("pipeline.c4.flagged_word_lists", self.c4.flagged_word_lists)
+        check_lists("pipeline.llama3.dirty_word_lists", self.llama3.dirty_word_lists)
+        _between("pipeline.llama3.line_ngram", self.llama3.line_ngram, DUPLICATED_SIZES[0], LARGEST)
+        _between("pipeline.token_kl.table_bits", self.token_kl.table_bits, 8, 26)
         if self.c4.min_sentences < 0:
             raise ConfigError(f"pipeline.c4.min_sentences={self.c4.min_sentences} must be at least 0")
 

@@ -15,7 +15,7 @@ from data_pipeline.counting import count_batch
 from data_pipeline.dedup import exact, url
 from data_pipeline.document import Documents
 from data_pipeline.engines.work import Block
-from data_pipeline.filters import c4, fineweb, gopher_quality, gopher_repetition
+from data_pipeline.filters import c4, fineweb, gopher_quality, gopher_repetition, llama3, refinedweb, token_kl
 from data_pipeline.filters.measure import KEEP, Measurement, Rule, decide
 from data_pipeline.report.statistics import StageStatistics
 
@@ -44,9 +44,9 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
     for stage in (
         *(
             LocalStage(module.NAME, module.VERSION, module.measure, module.rules)
-            for module in (gopher_quality, gopher_repetition, c4, fineweb)
+            for module in (gopher_quality, gopher_repetition, c4, fineweb, refinedweb, llama3)
         ),
-        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact)),
+        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact, token_kl)),
     )
 }
 """Every stage that a preset can list, and the settings of each are `PipelineConfig.<name>`."""

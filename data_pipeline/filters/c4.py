@@ -19,7 +19,7 @@ from data_pipeline.filters.lexicon import count_listed
 from data_pipeline.filters.measure import Measurement, Rule
 from data_pipeline.filters.words import WordRules
 from data_pipeline.text import Spans, Texts
-from data_pipeline.text.edits import join_lines, strip_citations, to_arrow
+from data_pipeline.text.edits import join_lines, strip_citations
 from data_pipeline.text.patterns import Patterns, compile_patterns, count_between, find
 from data_pipeline.text.spans import code_points, ends_with, ends_with_dots, total
 
@@ -72,16 +72,13 @@ def rules(settings: C4) -> list[Rule]:
 def measure(documents: Documents, settings: C4) -> Measurement:
     """Measure a batch; the texts are edited where lines or citation marks go."""
     before = documents.texts
-    texts = strip_citations(before) if settings.strip_citations else before
-    lines = texts.lines
+    settings.spans(before), before.lines  # so that only texts with citation marks are split again
+    texts, stripped = strip_citations(before) if settings.strip_citations else (before, np.zeros(0, bool))
+    lines = texts.lines.compact()
     positions, phrases = find(texts, _phrases())
-    failed = np.stack(line_failures(texts, positions, phrases, settings))
+    failed = np.stack(line_failures(texts, lines, positions, phrases, settings))
     removed = failed.any(0)
-    edited = None
-    if removed.any():
-        edited = join_lines(texts, lines, ~removed)
-    elif texts is not before:
-        edited = to_arrow(texts)
+    edited = join_lines(texts, lines, ~removed) if removed.any() or stripped.any() else None
     after = texts if edited is None else Texts.from_arrow(edited)
     lorem_ipsum = count_between(positions[phrases == 0], texts.begin, texts.end)
     scores = {
@@ -100,9 +97,10 @@ def measure(documents: Documents, settings: C4) -> Measurement:
     )
 
 
-def line_failures(texts: Texts, positions: np.ndarray, phrases: np.ndarray, settings: C4) -> list[np.ndarray]:
+def line_failures(
+    texts: Texts, lines: Spans, positions: np.ndarray, phrases: np.ndarray, settings: C4
+) -> list[np.ndarray]:
     """Return bool [lines] for each of LINE_REASONS."""
-    lines = texts.lines
     ranges = texts.data, lines.starts, lines.ends
     never = np.zeros(len(lines.starts), bool)
     marks = settings.terminal_punctuation

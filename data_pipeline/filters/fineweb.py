@@ -61,7 +61,7 @@ def measure(documents: Documents, settings: FineWeb) -> Measurement:
         whole = texts.census("characters") - texts.census("newlines")
     else:
         whole = total(lines.characters, lines.first, lines.last)
-    newlines = share(texts.census("newlines"), settings.spans(texts).counts)
+    newlines = share(texts.census("newlines"), texts.word_counts(settings.words, settings.unspaced))
     return Measurement(
         {
             "punctuated_lines": share(total(punctuated, lines.first, lines.last), lines.counts),

@@ -12,33 +12,35 @@ from data_pipeline.text.texts import Spans, Texts
 _MARKS = ("[edit]", "[citation needed]")
 
 
-def join_lines(texts: Texts, lines: Spans, keep: np.ndarray) -> pa.LargeStringArray:
+def join_lines(
+    texts: Texts, lines: Spans, keep: np.ndarray, edited: np.ndarray | None = None
+) -> pa.LargeStringArray:
     """Return each text as its kept lines, one newline between them; a text that keeps all stays as it is.
 
     Args:
-        lines: of `texts`; starts and ends may have been moved inwards, which leaves that part out.
+        lines: of `texts`, compact.
         keep: bool [lines].
+        edited: bool [lines], those that do not say any more what the text says.
     """
-    return _arrow(*_join_lines(texts.data, texts.begin, texts.end, lines.starts, lines.ends, lines.first, lines.last, keep))
+    edited = np.zeros(len(keep), bool) if edited is None else edited
+    columns = lines.starts, lines.ends, lines.first, lines.last
+    data, offsets = _join_lines(texts.data, texts.begin, texts.end, *columns, keep, edited)
+    return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(data))
 
 
-def strip_citations(texts: Texts) -> Texts:
-    """Return the texts without the marks [1] (any decimal digits), [edit] and [citation needed]."""
-    if not texts.census("citations").any():
-        return texts
-    data, offsets = _strip_citations(texts.data, texts.begin, texts.end, properties(), *_encoded_marks())
-    if offsets[-1] == (texts.end - texts.begin).sum():
-        return texts
-    return Texts(data, offsets[:-1], offsets[1:])
-
-
-def to_arrow(texts: Texts) -> pa.LargeStringArray:
-    """Return texts that lie one behind the other from byte 0, without copying them."""
-    return _arrow(texts.data, np.append(texts.begin, texts.end[-1:]))
-
-
-def _arrow(data: np.ndarray, offsets: np.ndarray) -> pa.LargeStringArray:
-    return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+def strip_citations(texts: Texts) -> tuple[Texts, np.ndarray]:
+    """Return the texts without the marks [1] (any decimal digits), [edit] and [citation needed]; bool, where any was."""
+    changed = np.zeros(len(texts), bool)
+    rows = np.flatnonzero(texts.census("citations"))
+    if not len(rows):
+        return texts, changed
+    data, offsets = _strip_citations(texts.data, texts.begin[rows], texts.end[rows], properties(), *_encoded_marks())
+    stripped = Texts(data, offsets[:-1], offsets[1:])
+    shorter = stripped.end - stripped.begin < (texts.end - texts.begin)[rows]
+    changed[rows] = shorter
+    if not shorter.any():
+        return texts, changed
+    return texts.replace(rows[shorter], stripped.select(shorter)), changed
 
 
 @cache
@@ -56,13 +58,14 @@ def _join_lines(
     first: np.ndarray,
     last: np.ndarray,
     keep: np.ndarray,
+    edited: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    joined = np.empty((end - begin).sum(), np.uint8)
+    joined = np.empty((end - begin).sum(), np.uint8)  # edits only shorten
     offsets = np.zeros(len(begin) + 1, np.int64)
     size = 0
     for document in range(len(begin)):
         low, high = first[document], last[document]
-        if keep[low:high].all():
+        if keep[low:high].all() and not edited[low:high].any():
             length = end[document] - begin[document]
             joined[size : size + length] = data[begin[document] : end[document]]
             size += length

@@ -69,18 +69,19 @@ def compile_patterns(phrases: list[str]) -> Patterns:
 
 
 def find(texts: Texts, patterns: Patterns) -> tuple[np.ndarray, np.ndarray]:
-    """Return int64 [matches], the byte behind each match, document by document, ascending; int32, which phrase."""
+    """Return int64 [matches], the byte behind each match, ascending; int32 [matches], which phrase."""
     columns = patterns.next, patterns.pattern, patterns.ending, patterns.shorter, lowercase()
     count = 1024
     while True:
         positions, found = np.empty(count, np.int64), np.empty(count, np.int32)
         count = _find(texts.data, texts.begin, texts.end, *columns, positions, found)
         if count <= len(positions):
-            return positions[:count], found[:count]
+            order = np.argsort(positions[:count], kind="stable")
+            return positions[order], found[order]
 
 
 def count_between(positions: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return int64 [ranges]: how many of the ascending `positions` lie in (begin, end] of ascending ranges."""
+    """Return int64 [ranges]: how many of the ascending `positions` lie in (begin, end] of each range."""
     return np.searchsorted(positions, end, "right") - np.searchsorted(positions, begin, "right")
 
 

@@ -38,6 +38,8 @@ class Spans:
     hashes        uint64 [spans], of the bytes (data_pipeline/text/hashing.py)
     flags         uint8 [spans], of words (words.HAS_LETTER and others), else zeros
     first, last   int64 [documents]
+
+    There may be spans that belong to no document, those of documents that were dropped: `compact` leaves them out.
     """
 
     starts: np.ndarray
@@ -52,6 +54,28 @@ class Spans:
     def counts(self) -> np.ndarray:
         """int64 [documents]."""
         return self.last - self.first
+
+    def compact(self) -> "Spans":
+        """Return the same without the spans that belong to no document any more, document by document."""
+        counts = self.counts
+        last = np.cumsum(counts)
+        chosen = np.arange(last[-1] if len(last) else 0) + np.repeat(self.first - (last - counts), counts)
+        columns = (self.starts, self.ends, self.characters, self.hashes, self.flags)
+        return Spans(*(column[chosen] for column in columns), last - counts, last)
+
+    def replace(self, rows: np.ndarray, others: "Spans", shift: int) -> "Spans":
+        """Return the spans with those of the documents `rows` replaced by `others`, `shift` bytes further on."""
+        first, last = self.first.copy(), self.last.copy()
+        first[rows], last[rows] = others.first + len(self.starts), others.last + len(self.starts)
+        return Spans(
+            np.concatenate((self.starts, others.starts + shift)),
+            np.concatenate((self.ends, others.ends + shift)),
+            np.concatenate((self.characters, others.characters)),
+            np.concatenate((self.hashes, others.hashes)),
+            np.concatenate((self.flags, others.flags)),
+            first,
+            last,
+        )
 
     def select(self, keep: np.ndarray) -> "Spans":
         """Return the spans of the documents where `keep` (bool or indexes) says so; nothing is copied per span."""
@@ -93,6 +117,18 @@ class Texts:
                 selected._found[key] = value[..., keep]  # documents are the last axis
         return selected
 
+    def replace(self, rows: np.ndarray, texts: "Texts") -> "Texts":
+        """Return the texts with those of `rows` (indexes) replaced; words and lines are split again only in these."""
+        shift = len(self.data)
+        begin, end = self.begin.copy(), self.end.copy()
+        begin[rows], end[rows] = texts.begin + shift, texts.end + shift
+        replaced = Texts(np.concatenate((self.data, texts.data)), begin, end)
+        for key, mine in list(self._found.items()):
+            if key == "lines" or (isinstance(key, tuple) and not (~self.spaced).any()):
+                theirs = texts.lines if key == "lines" else texts.words(*key[1:])
+                replaced._found[key] = mine.replace(rows, theirs, shift)
+        return replaced
+
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """Return what is kept under `key`: Spans, or an array whose last axis is documents; compute it if need be."""
         if key not in self._found:
@@ -117,6 +153,18 @@ class Texts:
             return Spans(*found)
 
         return self.once(("words", segmenter, unspaced), find)
+
+    def word_counts(
+        self, segmenter: Segmenter = Segmenter.whitespace, unspaced: Unspaced = Unspaced.abstain
+    ) -> np.ndarray:
+        """Return int64 [documents]: how many words, without finding them where white space is enough."""
+        if ("words", segmenter, unspaced) in self._found or segmenter is not Segmenter.whitespace:
+            return self.words(segmenter, unspaced).counts
+        if unspaced is Unspaced.characters and not self.spaced.all():
+            return self.words(segmenter, unspaced).counts
+        return self.once(
+            "word_counts", lambda: words.count_words(self.data, self.begin, self.end, properties())
+        )
 
     @property
     def lines(self) -> Spans:

@@ -69,3 +69,25 @@ def whitespace_words(
                 at += width(data[at])
         last[document] = word
     return starts[:word], ends[:word], characters[:word], hashes[:word], flags[:word], first, last
+
+
+@numba.njit(cache=True, nogil=True)
+def count_words(data: np.ndarray, begin: np.ndarray, end: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return int64 [documents]: how many words str.split finds."""
+    counts = np.zeros(len(begin), np.int64)
+    spaces = table[:128] & SPACE
+    for document in range(len(begin)):
+        count, before = 0, np.uint8(SPACE)
+        at, stop = begin[document], end[document]
+        while at < stop:
+            byte = data[at]
+            if byte < 0x80:
+                space = spaces[byte]
+                at += 1
+            else:
+                space = np.uint8(table[decode(data, at)] & SPACE)
+                at += width(byte)
+            count += before & (space ^ SPACE)
+            before = space
+        counts[document] = count
+    return counts

@@ -21,6 +21,7 @@ def judge(module, settings, text, language="en") -> Judged:
     """Take a text through a filter, in the middle of a batch so that its neighbours would show."""
     texts = ["Neighbour one. Neighbour two.\n", text, "\nneighbour three"]
     documents = make_documents([{"text": each, "language": language} for each in texts])
+    assert documents.texts.words().counts.sum() + documents.texts.lines.counts.sum()  # found before the selection
     alone = module.measure(documents.select(np.array([False, True, False])), settings)
     measurement = module.measure(documents, settings)
     scores = {name: values[1] for name, values in measurement.scores.items()}

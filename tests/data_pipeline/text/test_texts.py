@@ -143,3 +143,19 @@ def test_no_documents_and_empty_documents_have_no_words():
     assert (len(nothing), nothing.words().counts.tolist(), nothing.lines.counts.tolist()) == (0, [], [])
     assert columns_of("", "").words().counts.tolist() == [0, 0]
     assert columns_of("", "").lines.counts.tolist() == [0, 0]
+
+
+@given(rows=st.lists(definitions.texts, max_size=5), others=st.lists(definitions.texts, max_size=5))
+@settings(deadline=None, max_examples=100)
+def test_replaced_texts_have_their_own_words_and_the_others_keep_theirs(rows, others):
+    others = others[: len(rows)]
+    found = columns_of(*rows)
+    assert found.word_counts().tolist() == [len(text.split()) for text in rows]
+    assert len(found.words().first) == len(found.lines.first)
+    replaced = found.replace(np.arange(len(others)), columns_of(*others))
+    for document, text in enumerate([*others, *rows[len(others) :]]):
+        assert cut(replaced, replaced.words(), document) == text.split()
+        assert cut(replaced, replaced.lines, document) == definitions.lines(text)
+        assert cut(replaced, replaced.lines.compact(), document) == definitions.lines(text)
+    assert len(replaced.lines.compact().starts) == replaced.lines.counts.sum()
+    assert replaced.word_counts().tolist() == replaced.words().counts.tolist()
