@@ -114,7 +114,7 @@ steps = [
     GopherQualityFilter(),
     C4QualityFilter(filter_no_terminal_punct=False),
     FineWebQualityFilter(char_duplicates_ratio=0.1),
-    JsonlWriter(output, compression="zstd"),
+    JsonlWriter(output, compression=None),
 ]
 data = None
 for step in steps:
