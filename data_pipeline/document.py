@@ -46,6 +46,7 @@ cluster       record id that stands for a cluster of (near-)copies; null: none w
 copies        how many documents of the input this one stands for, itself included
 """
 
+
 def record_id(source: str, file: str, row: int, url: str | None, date: str | None) -> bytes:
     """Return the 16 bytes that name a record from reading to the shards; edits of the text never change them.
 

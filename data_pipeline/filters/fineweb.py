@@ -11,8 +11,6 @@ leaves it open, ours is over the characters of lines. It does not strip lines, a
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from data_pipeline.document import Documents
 from data_pipeline.filters.gopher_repetition import duplicates
 from data_pipeline.filters.measure import Measurement, Rule

@@ -70,8 +70,10 @@ def measure(documents: Documents, settings: RefinedWeb) -> Measurement:
     asked = np.repeat(applies, lines.counts)
     columns = lines.starts, lines.ends, lines.first, lines.last
     counts = words_of_lines(words.starts, words.characters, words.first, words.last, *columns)[0]
-    uppercase, numeric = line_characters(texts.data, lines.starts, lines.ends, lines.characters, properties())
-    counters = _counters(texts, lines, counts, asked)
+    uppercase, numeric, with_digit = line_characters(
+        texts.data, lines.starts, lines.ends, lines.characters, properties()
+    )
+    counters = _counters(texts, lines, asked & with_digit & (counts <= 4) & (lines.characters <= 40))
     failed = np.stack([uppercase > settings.max_uppercase, numeric, counters, counts < settings.min_words_per_line])
     failed &= asked
     removed = failed.any(0)
@@ -89,10 +91,10 @@ def measure(documents: Documents, settings: RefinedWeb) -> Measurement:
     return Measurement(scores, edited, counts=reasons | {"shortened_line": int((lost > 0).sum())})
 
 
-def _counters(texts: Texts, lines: Spans, counts: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Return bool [lines]; only lines of a few words with a digit in them are read."""
+def _counters(texts: Texts, lines: Spans, candidates: np.ndarray) -> np.ndarray:
+    """Return bool [lines], which of the candidates are a counter."""
     found = np.zeros(len(lines.starts), bool)
-    for line in np.flatnonzero(asked & (counts <= 4) & (lines.characters <= 40)).tolist():
+    for line in np.flatnonzero(candidates).tolist():
         text = bytes(texts.data[lines.starts[line] : lines.ends[line]]).decode()
         found[line] = _COUNTER.fullmatch(text) is not None
     return found
@@ -125,19 +127,20 @@ def _shorten(texts: Texts, lines: Spans, short: np.ndarray) -> tuple[Texts, Span
 @numba.njit(cache=True, nogil=True)
 def line_characters(
     data: np.ndarray, starts: np.ndarray, ends: np.ndarray, characters: np.ndarray, table: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return float64 [lines], the share of capitals; bool [lines], whether there are only digits and white space."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return float64 [lines], the share of capitals; bool [lines]: only digits and white space; any digit."""
     uppercase, numeric = np.zeros(len(starts)), np.ones(len(starts), np.bool_)
+    with_digit = np.zeros(len(starts), np.bool_)
     for line in range(len(starts)):
         capitals, at = 0, starts[line]
         while at < ends[line]:
             bits = table[decode(data, at)]
             capitals += (bits & UPPER) != 0
-            if not bits & (DIGIT | SPACE):
-                numeric[line] = False
+            with_digit[line] |= (bits & DIGIT) != 0
+            numeric[line] &= (bits & (DIGIT | SPACE)) != 0
             at += width(data[at])
         uppercase[line] = capitals / characters[line]
-    return uppercase, numeric
+    return uppercase, numeric, with_digit
 
 
 @cache

@@ -12,9 +12,7 @@ from data_pipeline.text.texts import Spans, Texts
 _MARKS = ("[edit]", "[citation needed]")
 
 
-def join_lines(
-    texts: Texts, lines: Spans, keep: np.ndarray, edited: np.ndarray | None = None
-) -> pa.LargeStringArray:
+def join_lines(texts: Texts, lines: Spans, keep: np.ndarray, edited: np.ndarray | None = None) -> pa.LargeStringArray:
     """Return each text as its kept lines, one newline between them; a text that keeps all stays as it is.
 
     Args:
@@ -85,9 +83,7 @@ def _join_lines(
 
 
 @numba.njit(cache=True, nogil=True)
-def _citation_end(
-    data: np.ndarray, at: int, stop: int, table: np.ndarray, edit: np.ndarray, needed: np.ndarray
-) -> int:
+def _citation_end(data: np.ndarray, at: int, stop: int, table: np.ndarray, edit: np.ndarray, needed: np.ndarray) -> int:
     """Return the byte behind the citation mark that starts at `at`, or `at` where none does."""
     for mark in (edit, needed):
         if at + len(mark) <= stop and (data[at : at + len(mark)] == mark).all():

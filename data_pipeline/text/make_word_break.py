@@ -1,6 +1,6 @@
 """Write word_break.tsv, the properties behind Unicode's default word boundaries, from the `regex` module's data.
 
-    python -m data_pipeline.text.make_word_break
+python -m data_pipeline.text.make_word_break
 """
 
 from itertools import groupby

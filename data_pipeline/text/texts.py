@@ -135,9 +135,7 @@ class Texts:
             self._found[key] = compute()
         return self._found[key]
 
-    def words(
-        self, segmenter: Segmenter = Segmenter.whitespace, unspaced: Unspaced = Unspaced.abstain
-    ) -> Spans:
+    def words(self, segmenter: Segmenter = Segmenter.whitespace, unspaced: Unspaced = Unspaced.abstain) -> Spans:
         """Return the words; `unspaced` changes only documents that are not `spaced`.
 
         UAX #29 makes characters of most such scripts by itself.
@@ -162,9 +160,7 @@ class Texts:
             return self.words(segmenter, unspaced).counts
         if unspaced is Unspaced.characters and not self.spaced.all():
             return self.words(segmenter, unspaced).counts
-        return self.once(
-            "word_counts", lambda: words.count_words(self.data, self.begin, self.end, properties())
-        )
+        return self.once("word_counts", lambda: words.count_words(self.data, self.begin, self.end, properties()))
 
     @property
     def lines(self) -> Spans:

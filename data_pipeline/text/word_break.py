@@ -128,9 +128,9 @@ def next_boundary(data: np.ndarray, start: int, stop: int, kinds: np.ndarray) ->
             raw = kind
             at += width(data[at])
             continue
-        elif raw == ZWJ and (kind == PICTOGRAPH or code_point in PICTOGRAPHIC_LETTERS):  # WB3c
-            pass
-        elif raw == SPACES and kind == SPACES:  # WB3d
+        elif (raw == ZWJ and (kind == PICTOGRAPH or code_point in PICTOGRAPHIC_LETTERS)) or (
+            raw == SPACES and kind == SPACES
+        ):  # WB3c
             pass
         elif before == REGIONAL and kind == REGIONAL:  # WB15, WB16
             if flags % 2 == 0:

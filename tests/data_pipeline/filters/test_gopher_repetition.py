@@ -74,9 +74,7 @@ def dolma(text):
         found[f"top_{n}_gram"] = size(gram) * count / size(words)
     for n in (5, 6, 7, 8, 9, 10):
         counts = Counter(grams_of(words, n))
-        part, whole = (
-            sum(size(gram) * count for gram, count in counts.items() if count >= least) for least in (2, 1)
-        )
+        part, whole = (sum(size(gram) * count for gram, count in counts.items() if count >= least) for least in (2, 1))
         found[f"duplicated_{n}_grams"] = part / whole if whole else 0.0
     lines = text.split("\n")
     again = [line for line in lines if lines.count(line) > 1]
@@ -151,9 +149,7 @@ def test_a_long_repeated_passage_is_dropped_by_its_ngrams():
 def test_ngrams_abstain_without_spaces_and_lines_still_count():
     verdict = judged("床前明月光\n疑是地上霜", "zh")
     assert verdict.reason is None
-    assert verdict.abstained == {f"top_{n}_gram" for n in (2, 3, 4)} | {
-        f"duplicated_{n}_grams" for n in range(5, 11)
-    }
+    assert verdict.abstained == {f"top_{n}_gram" for n in (2, 3, 4)} | {f"duplicated_{n}_grams" for n in range(5, 11)}
     assert judged("床前明月光\n" * 5, "zh").reason == "duplicate_lines"
     asked = judged("床前明月光床前", "zh", unspaced=Unspaced.characters)
     assert asked.scores["top_2_gram"] == pytest.approx(4 / 7)

@@ -1,8 +1,8 @@
 import pytest
 
 from data_pipeline.filters import llama3
-from data_pipeline.filters.llama3 import Llama3
 from data_pipeline.filters.lexicon import check_lists
+from data_pipeline.filters.llama3 import Llama3
 from llama_foundation.errors import ConfigError
 from tests.data_pipeline.filters.judging import judge
 

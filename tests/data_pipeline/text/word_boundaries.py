@@ -42,7 +42,6 @@ RULES += [
 ]
 
 
-
 def segments(text: str) -> list[str]:
     """Return the text cut at its word boundaries."""
     bounds = [0, *(place for place in range(1, len(text)) if _is_boundary(text, place)), len(text)]
