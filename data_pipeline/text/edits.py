@@ -27,7 +27,11 @@ def join_lines(texts: Texts, lines: Spans, keep: np.ndarray, edited: np.ndarray 
 
 
 def strip_citations(texts: Texts) -> tuple[Texts, np.ndarray]:
-    """Return the texts without the marks [1] (any decimal digits), [edit] and [citation needed]; bool, where any was."""
+    """Take out the marks [1] (any decimal digits), [edit] and [citation needed].
+
+    Returns:
+        the texts; bool [documents], which had any.
+    """
     changed = np.zeros(len(texts), bool)
     rows = np.flatnonzero(texts.census("citations"))
     if not len(rows):

@@ -58,17 +58,17 @@ def word_break_table() -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _is_letter(kind: int) -> bool:
-    return kind == LETTERS or kind == HEBREW
+    return kind in (LETTERS, HEBREW)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _is_line_end(kind: int) -> bool:
-    return kind == CR or kind == LF or kind == NEWLINE
+    return kind in (CR, LF, NEWLINE)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _is_ignored(kind: int) -> bool:
-    return kind == EXTEND or kind == FORMAT or kind == ZWJ
+    return kind in (EXTEND, FORMAT, ZWJ)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -86,24 +86,24 @@ def _kind_behind(data: np.ndarray, at: int, stop: int, kinds: np.ndarray) -> int
 def _joins(earlier: int, before: int, kind: int, behind: int) -> bool:
     """Return whether WB5 to WB13b forbid a break between classes `before` and `kind`; WB4 is already applied."""
     if _is_letter(before):
-        if _is_letter(kind) or kind == NUMERIC or kind == CONNECTOR:  # WB5, WB9, WB13a
+        if _is_letter(kind) or kind in (NUMERIC, CONNECTOR):  # WB5, WB9, WB13a
             return True
         if kind == SINGLE_QUOTE and before == HEBREW:  # WB7a
             return True
         if kind == DOUBLE_QUOTE and before == HEBREW:  # WB7b
             return behind == HEBREW
-        return (kind == MID_LETTER or kind == MID_NUMBER_LETTER or kind == SINGLE_QUOTE) and _is_letter(behind)  # WB6
+        return (kind in (MID_LETTER, MID_NUMBER_LETTER, SINGLE_QUOTE)) and _is_letter(behind)  # WB6
     if before == NUMERIC:
-        if kind == NUMERIC or _is_letter(kind) or kind == CONNECTOR:  # WB8, WB10, WB13a
+        if kind in (NUMERIC, CONNECTOR) or _is_letter(kind):  # WB8, WB10, WB13a
             return True
-        middle = kind == MID_NUMBER or kind == MID_NUMBER_LETTER or kind == SINGLE_QUOTE
+        middle = kind in (MID_NUMBER, MID_NUMBER_LETTER, SINGLE_QUOTE)
         return middle and behind == NUMERIC  # WB12
     if before == KATAKANA:
         return kind == KATAKANA or kind == CONNECTOR  # WB13, WB13a
     if before == CONNECTOR:
         return kind == CONNECTOR or _is_letter(kind) or kind == NUMERIC or kind == KATAKANA  # WB13a, WB13b
     if _is_letter(kind) and _is_letter(earlier):
-        if before == MID_LETTER or before == MID_NUMBER_LETTER or before == SINGLE_QUOTE:  # WB7
+        if before in (MID_LETTER, MID_NUMBER_LETTER, SINGLE_QUOTE):  # WB7
             return True
         return before == DOUBLE_QUOTE and earlier == HEBREW and kind == HEBREW  # WB7c
     if kind == NUMERIC and earlier == NUMERIC:
@@ -128,9 +128,9 @@ def next_boundary(data: np.ndarray, start: int, stop: int, kinds: np.ndarray) ->
             raw = kind
             at += width(data[at])
             continue
-        elif (raw == ZWJ and (kind == PICTOGRAPH or code_point in PICTOGRAPHIC_LETTERS)) or (
-            raw == SPACES and kind == SPACES
-        ):  # WB3c
+        elif raw == ZWJ and (kind == PICTOGRAPH or code_point in PICTOGRAPHIC_LETTERS):  # WB3c
+            pass
+        elif raw == SPACES and kind == SPACES:  # WB3d
             pass
         elif before == REGIONAL and kind == REGIONAL:  # WB15, WB16
             if flags % 2 == 0:
@@ -138,7 +138,7 @@ def next_boundary(data: np.ndarray, start: int, stop: int, kinds: np.ndarray) ->
             flags += 1
         else:
             behind = NONE
-            if kind == SINGLE_QUOTE or kind == DOUBLE_QUOTE or MID_NUMBER_LETTER <= kind <= MID_NUMBER:
+            if kind in (SINGLE_QUOTE, DOUBLE_QUOTE) or MID_NUMBER_LETTER <= kind <= MID_NUMBER:
                 if _is_letter(before) or before == NUMERIC:
                     behind = _kind_behind(data, at + width(data[at]), stop, kinds)
             if not _joins(earlier, before, kind, behind):

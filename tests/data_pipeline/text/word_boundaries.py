@@ -1,5 +1,7 @@
 """UAX #29's rules WB3 to WB16 one by one, as patterns before and behind every position."""
 
+import itertools
+
 import regex
 
 IGNORED = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]*"
@@ -45,7 +47,7 @@ RULES += [
 def segments(text: str) -> list[str]:
     """Return the text cut at its word boundaries."""
     bounds = [0, *(place for place in range(1, len(text)) if _is_boundary(text, place)), len(text)]
-    return [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _is_boundary(text: str, place: int) -> bool:
