@@ -115,11 +115,12 @@ def _joins(earlier: int, before: int, kind: int, behind: int) -> bool:
 def next_boundary(data: np.ndarray, start: int, stop: int, kinds: np.ndarray) -> int:
     """Return where the segment ends that begins at byte `start`."""
     raw = np.int64(kinds[decode(data, start)])
-    earlier, before, flags = NONE, raw, 1
+    earlier, before, indicators = NONE, raw, 1
     at = start + width(data[start])
     while at < stop:
         code_point = decode(data, at)
         kind = np.int64(kinds[code_point])
+        pictograph = kind == PICTOGRAPH or code_point in PICTOGRAPHIC_LETTERS
         if raw == CR and kind == LF:  # WB3
             pass
         elif _is_line_end(raw) or _is_line_end(kind):  # WB3a, WB3b
@@ -128,19 +129,17 @@ def next_boundary(data: np.ndarray, start: int, stop: int, kinds: np.ndarray) ->
             raw = kind
             at += width(data[at])
             continue
-        elif raw == ZWJ and (kind == PICTOGRAPH or code_point in PICTOGRAPHIC_LETTERS):  # WB3c
-            pass
-        elif raw == SPACES and kind == SPACES:  # WB3d
+        elif (raw == ZWJ and pictograph) or (raw == SPACES and kind == SPACES):  # WB3c, WB3d
             pass
         elif before == REGIONAL and kind == REGIONAL:  # WB15, WB16
-            if flags % 2 == 0:
+            if indicators % 2 == 0:
                 return at
-            flags += 1
+            indicators += 1
         else:
             behind = NONE
-            if kind in (SINGLE_QUOTE, DOUBLE_QUOTE) or MID_NUMBER_LETTER <= kind <= MID_NUMBER:
-                if _is_letter(before) or before == NUMERIC:
-                    behind = _kind_behind(data, at + width(data[at]), stop, kinds)
+            middle = kind in (SINGLE_QUOTE, DOUBLE_QUOTE) or MID_NUMBER_LETTER <= kind <= MID_NUMBER
+            if middle and (_is_letter(before) or before == NUMERIC):
+                behind = _kind_behind(data, at + width(data[at]), stop, kinds)
             if not _joins(earlier, before, kind, behind):
                 return at
         earlier, before, raw = before, kind, kind
