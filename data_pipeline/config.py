@@ -18,14 +18,19 @@ from data_pipeline.extract.extract import Extract
 from data_pipeline.filters.c4 import C4
 from data_pipeline.filters.fineweb import FineWeb
 from data_pipeline.filters.gopher_quality import GopherQuality
-from data_pipeline.filters.gopher_repetition import DUPLICATED_SIZES, TOP_SIZES, GopherRepetition
+from data_pipeline.filters.gopher_repetition import GopherRepetition
 from data_pipeline.filters.language import Language
+from data_pipeline.filters.llama3 import Llama3
 from data_pipeline.filters.nsfw import NSFW
 from data_pipeline.filters.perplexity import Perplexity
 from data_pipeline.filters.pii import PII
 from data_pipeline.filters.quality import Quality
+from data_pipeline.filters.refinedweb import RefinedWeb
+from data_pipeline.filters.token_kl import TokenKL
 from data_pipeline.filters.url_list import UrlList
+from data_pipeline.filters.word_lists import check_lists
 from data_pipeline.stages import STAGES
+from data_pipeline.text.ngrams import DUPLICATED_SIZES, LARGEST, TOP_SIZES
 from llama_foundation.errors import ConfigError
 
 MEBIBYTE = 1024 * 1024
@@ -107,6 +112,9 @@ class PipelineConfig:
     quality: Quality = field(default_factory=Quality)
     perplexity: Perplexity = field(default_factory=Perplexity)
     pii: PII = field(default_factory=PII)
+    refinedweb: RefinedWeb = field(default_factory=RefinedWeb)
+    llama3: Llama3 = field(default_factory=Llama3)
+    token_kl: TokenKL = field(default_factory=TokenKL)
     url_dedup: UrlDedup = field(default_factory=UrlDedup)
     exact_dedup: ExactDedup = field(default_factory=ExactDedup)
     line_dedup: LineDedup = field(default_factory=LineDedup)
@@ -142,6 +150,10 @@ class PipelineConfig:
                 )
         for settings in (self.line_dedup, self.minhash_dedup):
             settings.check()
+        check_lists("pipeline.c4.flagged_word_lists", self.c4.flagged_word_lists)
+        check_lists("pipeline.llama3.dirty_word_lists", self.llama3.dirty_word_lists)
+        _between("pipeline.llama3.line_ngram", self.llama3.line_ngram, DUPLICATED_SIZES[0], LARGEST)
+        _between("pipeline.token_kl.table_bits", self.token_kl.table_bits, 8, 26)
         if self.c4.min_sentences < 0:
             raise ConfigError(f"pipeline.c4.min_sentences={self.c4.min_sentences} must be at least 0")
 

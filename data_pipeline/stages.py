@@ -23,10 +23,13 @@ from data_pipeline.filters import (
     gopher_quality,
     gopher_repetition,
     language,
+    llama3,
     nsfw,
     perplexity,
     pii,
     quality,
+    refinedweb,
+    token_kl,
     url_list,
 )
 from data_pipeline.filters.measure import KEEP, Measurement, Rule, decide
@@ -68,13 +71,15 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
                 gopher_repetition,
                 c4,
                 fineweb,
+                refinedweb,
+                llama3,
                 nsfw,
                 quality,
                 perplexity,
                 pii,
             )
         ),
-        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact, lines, minhash)),
+        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact, lines, minhash, token_kl)),
     )
 }
 """Every stage that a preset can list, and the settings of each are `PipelineConfig.<name>`."""
