@@ -10,7 +10,8 @@ from functools import lru_cache
 import numba
 import numpy as np
 
-from data_pipeline.document import _UNSPACED
+from data_pipeline.text.characters import SPACE as IS_SPACE
+from data_pipeline.text.characters import UNSPACED_RANGES, properties
 
 TABLE_SIZE = 0x20000
 
@@ -38,9 +39,7 @@ def folding() -> np.ndarray:
             table[code_point] = SPACE
         elif category[0] in "LMN":
             table[code_point] = ord(character.lower()[0]) | (DIGIT if category == "Nd" else 0)
-    for match in _UNSPACED.finditer("".join(map(chr, range(0xD800)))):
-        table[match.start() : match.end()][table[match.start() : match.end()] > DROPPED] |= ALONE
-    for first, last in ((0xF900, 0xFAFF), (0xFF66, 0xFF9D)):
+    for first, last in UNSPACED_RANGES:
         table[first : last + 1][table[first : last + 1] > DROPPED] |= ALONE
     return table
 
@@ -70,7 +69,7 @@ def composing() -> np.ndarray:
 @lru_cache(maxsize=1)
 def white_space() -> np.ndarray:
     """Return bool [TABLE_SIZE]: whether `str.split` splits there."""
-    return np.array([chr(code_point).isspace() for code_point in range(TABLE_SIZE)])
+    return (properties()[:TABLE_SIZE] & IS_SPACE) != 0
 
 
 @numba.njit(inline="always")

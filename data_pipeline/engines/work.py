@@ -75,9 +75,9 @@ class Engine(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-def write_blocks(path: Path, tables: Iterable[tuple[str, pa.Table]]) -> list[Block]:
+def write_blocks(path: Path, tables: Iterable[tuple[str, pa.Table]], compression: str | None = "zstd") -> list[Block]:
     """Write (group, table) pairs one behind the other into a file that appears whole."""
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    options = pa.ipc.IpcWriteOptions(compression=compression)
     blocks = []
     with publish(path) as file:
         for group, table in tables:
