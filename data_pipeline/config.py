@@ -8,7 +8,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from data_pipeline.decontaminate import Decontaminate
 from data_pipeline.dedup.exact import ExactDedup
+from data_pipeline.dedup.semantic import SemanticDedup
+from data_pipeline.dedup.substring import SubstringDedup
 from data_pipeline.dedup.survivors import KeepOrder, Prefer
 from data_pipeline.dedup.url import UrlDedup
 from data_pipeline.filters.c4 import C4
@@ -61,6 +64,9 @@ class PipelineConfig:
     fineweb: FineWeb = field(default_factory=FineWeb)
     url_dedup: UrlDedup = field(default_factory=UrlDedup)
     exact_dedup: ExactDedup = field(default_factory=ExactDedup)
+    substring_dedup: SubstringDedup = field(default_factory=SubstringDedup)
+    semantic_dedup: SemanticDedup = field(default_factory=SemanticDedup)
+    decontaminate: Decontaminate = field(default_factory=Decontaminate)
 
     def check(self) -> None:
         for name in self.stages:
@@ -85,6 +91,11 @@ class PipelineConfig:
                     f"pipeline.{name}.prefer={order.prefer.value} and pipeline.{name}.score={order.score}: "
                     "prefer=best_score needs a score, <stage>.<score>, and nothing else does"
                 )
+        for name, settings in (("substring_dedup", self.substring_dedup), ("semantic_dedup", self.semantic_dedup)):
+            if name in self.stages:
+                settings.check()
+        if "decontaminate" in self.stages:
+            self.decontaminate.check()
         if self.c4.min_sentences < 0:
             raise ConfigError(f"pipeline.c4.min_sentences={self.c4.min_sentences} must be at least 0")
 

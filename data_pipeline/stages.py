@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipeline import decontaminate
 from data_pipeline.chain import Chain
 from data_pipeline.counting import count_batch
-from data_pipeline.dedup import exact, url
+from data_pipeline.dedup import exact, semantic, substring, url
 from data_pipeline.document import Documents
 from data_pipeline.engines.work import Block
 from data_pipeline.filters import c4, fineweb, gopher_quality, gopher_repetition
@@ -47,6 +48,7 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
             for module in (gopher_quality, gopher_repetition, c4, fineweb)
         ),
         *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact)),
+        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (substring, semantic, decontaminate)),
     )
 }
 """Every stage that a preset can list, and the settings of each are `PipelineConfig.<name>`."""
