@@ -3,6 +3,7 @@
 llama-data status output=DIR     what is done and what is missing
 llama-data verify output=DIR     check every block of the shards
 llama-data what-if output=DIR ... what other thresholds would keep
+llama-data check-dedup ...       what the deduplications find of copies planted in the input
 llama-data forecast ...          hours, memory and disk of the same run, from two samples of its input
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipeline import forecast, what_if
+from data_pipeline.check_dedup import DedupCheckConfig, check_dedup
 from data_pipeline.config import DataPipelineConfig
 from data_pipeline.run import run
 from data_pipeline.status import StatusConfig, status
@@ -21,6 +23,7 @@ COMMANDS: dict[str, tuple[str, type, Callable[[Any], int | None]]] = {
     "status": ("status", StatusConfig, status),
     "verify": ("verify", VerifyConfig, verify),
     "what-if": ("data_what_if", what_if.WhatIfConfig, what_if.run),
+    "check-dedup": ("data_check_dedup", DedupCheckConfig, check_dedup),
     "forecast": ("data_forecast", forecast.ForecastConfig, forecast.forecast),
 }
 """First word -> its entry file in configs/ or configs/commands/, its settings, and what it does."""

@@ -9,9 +9,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from data_pipeline.decontaminate import Decontaminate
 from data_pipeline.dedup.exact import ExactDedup
 from data_pipeline.dedup.lines import LineDedup
 from data_pipeline.dedup.minhash import MinHashDedup
+from data_pipeline.dedup.semantic import SemanticDedup
+from data_pipeline.dedup.substring import SubstringDedup
 from data_pipeline.dedup.survivors import KeepOrder, Prefer
 from data_pipeline.dedup.url import UrlDedup
 from data_pipeline.extract.extract import Extract
@@ -119,6 +122,9 @@ class PipelineConfig:
     exact_dedup: ExactDedup = field(default_factory=ExactDedup)
     line_dedup: LineDedup = field(default_factory=LineDedup)
     minhash_dedup: MinHashDedup = field(default_factory=MinHashDedup)
+    substring_dedup: SubstringDedup = field(default_factory=SubstringDedup)
+    semantic_dedup: SemanticDedup = field(default_factory=SemanticDedup)
+    decontaminate: Decontaminate = field(default_factory=Decontaminate)
 
     def check(self) -> None:
         for name in self.stages:
@@ -142,14 +148,12 @@ class PipelineConfig:
                 try:
                     order.check()
                 except ConfigError as error:
-                    raise ConfigError(f"pipeline.{error}") from error
+                    raise ConfigError(f"pipeline.{str(error).removeprefix('pipeline.')}") from error
             if isinstance(order, KeepOrder) and (order.prefer is Prefer.best_score) != (order.score is not None):
                 raise ConfigError(
                     f"pipeline.{name}.prefer={order.prefer.value} and pipeline.{name}.score={order.score}: "
                     "prefer=best_score needs a score, <stage>.<score>, and nothing else does"
                 )
-        for settings in (self.line_dedup, self.minhash_dedup):
-            settings.check()
         check_lists("pipeline.c4.flagged_word_lists", self.c4.flagged_word_lists)
         check_lists("pipeline.llama3.dirty_word_lists", self.llama3.dirty_word_lists)
         _between("pipeline.llama3.line_ngram", self.llama3.line_ngram, DUPLICATED_SIZES[0], LARGEST)

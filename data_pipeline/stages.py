@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import decontaminate
 from data_pipeline.chain import Chain
 from data_pipeline.counting import count_batch
-from data_pipeline.dedup import exact, lines, minhash, url
+from data_pipeline.dedup import exact, lines, minhash, semantic, substring, url
 from data_pipeline.document import Documents
 from data_pipeline.engines.work import Block
 from data_pipeline.extract import extract
@@ -79,7 +80,10 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
                 pii,
             )
         ),
-        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact, lines, minhash, token_kl)),
+        *(
+            GlobalStage(module.NAME, module.VERSION, module.run)
+            for module in (url, exact, lines, minhash, substring, semantic, token_kl, decontaminate)
+        ),
     )
 }
 """Every stage that a preset can list, and the settings of each are `PipelineConfig.<name>`."""

@@ -56,6 +56,11 @@ def properties() -> np.ndarray:
     return table
 
 
+def is_unspaced(character: str) -> bool:
+    """Whether a character is of a script in which words are not marked by spaces."""
+    return any(first <= ord(character) <= last for first, last in UNSPACED_RANGES)
+
+
 @cache
 def lowercase() -> np.ndarray:
     """Return int32 [code points]: str.lower of every code point, itself where that is more than one."""
