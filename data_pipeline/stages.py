@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import decontaminate
 from data_pipeline.chain import Chain
 from data_pipeline.counting import count_batch
-from data_pipeline.dedup import exact, url
+from data_pipeline.dedup import exact, lines, minhash, semantic, substring, url
 from data_pipeline.document import Documents
 from data_pipeline.engines.work import Block
 from data_pipeline.extract import extract
@@ -23,10 +24,13 @@ from data_pipeline.filters import (
     gopher_quality,
     gopher_repetition,
     language,
+    llama3,
     nsfw,
     perplexity,
     pii,
     quality,
+    refinedweb,
+    token_kl,
     url_list,
 )
 from data_pipeline.filters.measure import KEEP, Measurement, Rule, decide
@@ -68,13 +72,18 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
                 gopher_repetition,
                 c4,
                 fineweb,
+                refinedweb,
+                llama3,
                 nsfw,
                 quality,
                 perplexity,
                 pii,
             )
         ),
-        *(GlobalStage(module.NAME, module.VERSION, module.run) for module in (url, exact)),
+        *(
+            GlobalStage(module.NAME, module.VERSION, module.run)
+            for module in (url, exact, lines, minhash, substring, semantic, token_kl, decontaminate)
+        ),
     )
 }
 """Every stage that a preset can list, and the settings of each are `PipelineConfig.<name>`."""
@@ -91,5 +100,5 @@ def apply_local(
     edited = documents.with_measurement(stage.name, measurement)
     kept = edited.select(verdicts == KEEP)
     count_batch(statistics, documents, kept, verdicts, reasons, measurement, rules, seed)
-    statistics.cpu_milliseconds += (time.process_time_ns() - started) // 1_000_000
+    statistics.cpu_milliseconds += (time.process_time_ns() - started + 500_000) // 1_000_000
     return kept
