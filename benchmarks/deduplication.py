@@ -157,7 +157,7 @@ def write_blocks_of(folder: Path, texts: list[str]) -> None:
 
 
 def measure(stage: str, folder: Path, warm: Path, changes: dict) -> dict:
-    """Run a stage with changed settings in this process; return CPU-seconds, peak MiB, its counts, and the rows that stay."""
+    """Run a stage with changed settings here; return CPU-seconds, peak MiB, its counts, and the rows that stay."""
     from rich.console import Console
 
     from data_pipeline.batches import load_documents

@@ -91,7 +91,8 @@ class Texts:
     """
 
     def __init__(self, data: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
-        self.data = data
+        self.data = data.view()
+        self.data.flags.writeable = False  # as Arrow's bytes are: kernels are compiled for one kind of array only
         self.begin = begin
         self.end = end
         self._found: dict[Any, Spans | np.ndarray] = {}
