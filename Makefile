@@ -31,6 +31,8 @@ $(INSTALLED): pyproject.toml constraints-3.11.txt
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check $(TORCH)
 	@echo "Installing llama-train and what its tests need"
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-3.11.txt -e '.[test]'
+	@echo "Compiling the kernels of the data pipeline"
+	@$(VENV)/bin/python -m data_pipeline.warm_up
 	@touch $@
 
 quickstart: $(INSTALLED)

@@ -1,16 +1,23 @@
 """Megabytes per CPU second of the data pipeline, beside datatrove on the same text in the same run.
 
-    python -m benchmarks.pipeline FILE.jsonl [--megabytes 100] [--datatrove-python VENV/bin/python]
+    python -m benchmarks.pipeline FILE.jsonl [--megabytes 100] [--sections ...] [--datatrove-python VENV/bin/python]
 
 FILE holds English documents as JSON lines with a `text`. One process, one thread, A B A B; printed are medians over
 the rounds, MB are those of the text. Datatrove runs in a process of its own on the first --datatrove-megabytes, timed
 from its first record on, without its imports; it is missing where no interpreter that has it is given
-(pip install "datatrove[processing,multilingual]").
+(pip install "datatrove[processing,multilingual]"). Sections:
+
+    filters        read, four filters and write; target 20
+    language, pii  one stage each, without reading and writing; targets 10 and 20
+    growth         how the cost of `filters` grows over 1, 4 and 16 times the text, and peak memory
+    deduplication  URL, exact, line and MinHash by benchmarks/deduplication.py: speed, growth, peak memory, recall
 """
 
 import argparse
 import json
+import math
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -18,12 +25,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from data_pipeline import phases
-from data_pipeline.config import InputConfig
+from data_pipeline.config import InputConfig, PipelineConfig
 from data_pipeline.engines.work import Block, Commit, Task
 from data_pipeline.filters.c4 import C4
 from data_pipeline.filters.fineweb import FineWeb
@@ -32,6 +41,7 @@ from data_pipeline.filters.gopher_repetition import GopherRepetition
 from data_pipeline.read import plan
 
 PARTITION_BYTES = 32 * 1024 * 1024
+SECTIONS = ("filters", "language", "pii", "growth", "deduplication")
 STAGES = [
     ("gopher_repetition", GopherRepetition()),
     ("gopher_quality", GopherQuality()),
@@ -74,10 +84,48 @@ def read_and_filter(file: Path) -> tuple[float, int]:
 def _read(folder: Path, file: Path) -> Iterator[Block]:
     settings = InputConfig(paths=[str(file)], language_column="lang")
     pieces = plan.cut(plan.find(settings), PARTITION_BYTES, settings)
-    lines = {piece: plan.count_lines(piece) for piece in pieces if plan.needs_line_count(piece)}
-    for number, piece in enumerate(plan.number_rows(pieces, lines)):
+    asked = [piece for piece in pieces if plan.needs_survey(piece, PARTITION_BYTES)]
+    surveys = {piece: plan.survey(piece, PARTITION_BYTES, settings) for piece in asked}
+    for number, piece in enumerate(plan.settle(pieces, surveys)):
         commit: Commit = phases.read_task(folder, Task(f"read-{number}", "", (piece, settings, PARTITION_BYTES, 0)))
         yield from commit.blocks
+
+
+def one_stage(name: str) -> Callable[[Path], tuple[float, int]]:
+    """Return a contestant that takes documents that were read through one stage with its default settings."""
+
+    def run(file: Path) -> tuple[float, int]:
+        settings = getattr(PipelineConfig(name="", stages=[]), name)
+        milliseconds = kept = 0
+        with tempfile.TemporaryDirectory() as directory:
+            folder = Path(directory)
+            for number, block in enumerate(_read(folder, file)):
+                commit = phases.local_task(folder, Task(f"local-{number}", "", (block, [(name, settings)], 0)))
+                kept += sum(each.rows for each in commit.blocks)
+                milliseconds += commit.statistics[0].cpu_milliseconds
+        return milliseconds / 1000, kept
+
+    return run
+
+
+def measure_growth(whole: Path, part: Path, megabytes: float, directory: Path) -> None:
+    """Print the exponents of the cost over 1, 4 and 16 times the text, each in a process of its own."""
+    sizes, seconds, peaks = [], [], []
+    for share in (16, 4, 1):
+        file = directory / f"share-{share}.jsonl"
+        sizes.append(cut_file(whole, file, megabytes / share))
+        command = [sys.executable, "-m", "benchmarks.pipeline", str(part), "--measure", str(file)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        seconds.append(float(done[0]))
+        peaks.append(f"{float(done[1]):.0f}")
+    exponents = [
+        math.log(seconds[step + 1] / seconds[step]) / math.log(sizes[step + 1] / sizes[step]) for step in (0, 1)
+    ]
+    print(f"growth of filters over {', '.join(f'{size:.1f}' for size in sizes)} MB")
+    print(
+        f"  exponents {exponents[0]:.2f}, {exponents[1]:.2f}; target 1.05   peak memory {'/'.join(peaks)} MiB",
+        flush=True,
+    )
 
 
 def datatrove(python: str) -> Callable[[Path], tuple[float, int]]:
@@ -157,24 +205,50 @@ def measure(section: Section, rounds: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--sections", nargs="+", default=SECTIONS, choices=SECTIONS)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--megabytes", type=float, default=100.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--datatrove-python", help="an interpreter that has datatrove")
     parser.add_argument("--datatrove-megabytes", type=float, default=4.0)
     arguments = parser.parse_args()
+    if arguments.measure:
+        read_and_filter(arguments.file)  # compiles the kernels
+        seconds, _ = read_and_filter(arguments.measure)
+        peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+        print(seconds, peak)
+        return 0
+    print(
+        f"{date.today()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    )
+    print(", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "pyarrow", "orjson")), flush=True)
     with tempfile.TemporaryDirectory() as directory:
         whole, part = Path(directory) / "whole.jsonl", Path(directory) / "part.jsonl"
         megabytes = cut_file(arguments.file, whole, arguments.megabytes)
         few = cut_file(arguments.file, part, arguments.datatrove_megabytes)
-        read_and_filter(part)  # compiles the kernels
         filters = [Contestant("llama-train", read_and_filter, megabytes, whole)]
         if arguments.datatrove_python:
             filters.append(Contestant("datatrove", datatrove(arguments.datatrove_python), few, part))
         else:
             print("datatrove is missing: no --datatrove-python")
-        sections = [Section("read + Gopher repetition + Gopher quality + C4 + FineWeb + write", filters, 20.0)]
-        for section in sections:
-            measure(section, arguments.rounds)
+        sections = {
+            "filters": Section("read + Gopher repetition + Gopher quality + C4 + FineWeb + write", filters, 20.0)
+        }
+        for name, target in (("language", 10.0), ("pii", 20.0)):
+            sections[name] = Section(name, [Contestant("llama-train", one_stage(name), megabytes, whole)], target)
+        for name, section in sections.items():
+            if name in arguments.sections:
+                section.contestants[0].run(part)  # compiles the kernels
+                measure(section, arguments.rounds)
+        if "growth" in arguments.sections:
+            measure_growth(whole, part, megabytes, Path(directory))
+        if "deduplication" in arguments.sections:
+            command = [sys.executable, str(Path(__file__).with_name("deduplication.py")), str(whole)]
+            command += ["--megabytes", str(megabytes), "--rounds", str(arguments.rounds)]
+            if arguments.datatrove_python:
+                command += ["--datatrove-python", arguments.datatrove_python]
+                command += ["--datatrove-megabytes", str(arguments.datatrove_megabytes)]
+            subprocess.run(command, check=True)
     return 0
 
 

@@ -124,4 +124,5 @@ class Documents:
             for name, values in measurement.scores.items()
         }
         edits = {} if measurement.texts is None else {"text": measurement.texts}
-        return self.with_columns({**scores, **measurement.columns, **edits})
+        edited = self.with_columns({**scores, **measurement.columns, **edits})
+        return Documents(edited.batch, measurement.known) if edits else edited

@@ -34,6 +34,7 @@ from data_pipeline.shards.writer import write_root
 from data_pipeline.split import SPLITS, TRAIN, Share
 from data_pipeline.stages import STAGES, GlobalStage
 from data_pipeline.tokenize import load_tokenizer
+from data_pipeline.warm_up import warm_up
 from data_pipeline.workspace import FINISH, WORK, claim, describe, finished
 from llama_foundation.errors import DataError
 from llama_foundation.files import checksum_file, publish, publish_json
@@ -51,6 +52,7 @@ def run(config: DataPipelineConfig) -> int:
     if statistics is None:
         with claim(output, config, described, console) as statistics:
             if statistics is None:
+                warm_up(config.pipeline, console)
                 with make_engine(config, output) as engine:
                     statistics = Pipeline(config, output, engine, console, described).run(files)
                 show.summary(console, statistics, output)

@@ -44,8 +44,9 @@ def keys_of(documents: Documents, settings: object) -> tuple[np.ndarray, np.ndar
     scope = scopes(documents.batch, settings)
     lengths = (settings.words, settings.characters)
     starts, ends = offsets[:-1], offsets[1:]
+    table = folding(settings.fold_digits)
     return signatures.band_keys(
-        data, starts, ends, scope, folding(), *lengths, multipliers, increments, settings.rows, scratch
+        data, starts, ends, scope, table, *lengths, multipliers, increments, settings.rows, scratch
     )
 
 

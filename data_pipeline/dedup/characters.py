@@ -24,12 +24,15 @@ CODE_POINT = (1 << 21) - 1
 _KEEPS_FORM = 0x300  # below it no character changes or joins under NFC
 
 
-@lru_cache(maxsize=1)
-def folding() -> np.ndarray:
+@lru_cache(maxsize=2)
+def folding(fold_digits: bool = False) -> np.ndarray:
     """Return uint32 [TABLE_SIZE]: SPACE, DROPPED, or the lower-case code point with its flags.
 
     White space and control characters are SPACE. Letters, marks and numbers (Unicode categories L, M, N) stay, in lower
     case (the first code point of `str.lower`). Everything else, punctuation and symbols above all, is DROPPED.
+
+    Args:
+        fold_digits: whether every decimal digit is "0".
     """
     table = np.full(TABLE_SIZE, DROPPED, np.uint32)
     for code_point in range(TABLE_SIZE):
@@ -38,7 +41,8 @@ def folding() -> np.ndarray:
         if character.isspace() or category == "Cc":
             table[code_point] = SPACE
         elif category[0] in "LMN":
-            table[code_point] = ord(character.lower()[0]) | (DIGIT if category == "Nd" else 0)
+            folded = "0" if fold_digits and category == "Nd" else character.lower()[0]
+            table[code_point] = ord(folded) | (DIGIT if category == "Nd" else 0)
     for first, last in UNSPACED_RANGES:
         table[first : last + 1][table[first : last + 1] > DROPPED] |= ALONE
     return table

@@ -64,7 +64,7 @@ def gather_task(folder: Path, task: Task) -> Commit:
     if settings.min_jaccard > 0:
         data, places = text_buffers(documents.batch["text"])
         lengths = (settings.words, settings.characters)
-        offsets, values = shingle_sets(data, places[:-1], places[1:], folding(), *lengths)
+        offsets, values = shingle_sets(data, places[:-1], places[1:], folding(settings.fold_digits), *lengths)
     table = table.append_column("shingles", pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values)))
     groups = by_bucket(table, bucket)
     return Commit(

@@ -75,8 +75,12 @@ class Engine(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-def write_blocks(path: Path, tables: Iterable[tuple[str, pa.Table]], compression: str | None = "zstd") -> list[Block]:
-    """Write (group, table) pairs one behind the other into a file that appears whole."""
+def write_blocks(path: Path, tables: Iterable[tuple[str, pa.Table]], compression: str | None = "lz4") -> list[Block]:
+    """Write (group, table) pairs one behind the other into a file that appears whole.
+
+    lz4 makes English text about half its size; zstd would make it a third, and takes 1.4 times as long to write and 2.5
+    times as long to read.
+    """
     options = pa.ipc.IpcWriteOptions(compression=compression)
     blocks = []
     with publish(path) as file:

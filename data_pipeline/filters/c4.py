@@ -19,8 +19,8 @@ from data_pipeline.document import Documents
 from data_pipeline.filters.measure import Measurement, Rule
 from data_pipeline.filters.word_lists import count_listed
 from data_pipeline.filters.words import WordRules
-from data_pipeline.text import Spans, Texts
-from data_pipeline.text.edits import join_lines, strip_citations
+from data_pipeline.text import Segmenter, Spans, Texts, Unspaced
+from data_pipeline.text.edits import join_lines, joined, strip_citations
 from data_pipeline.text.patterns import Patterns, compile_patterns, count_between, find
 from data_pipeline.text.spans import code_points, ends_with, ends_with_dots, total
 
@@ -78,14 +78,19 @@ def rules(settings: C4) -> list[Rule]:
 def measure(documents: Documents, settings: C4) -> Measurement:
     """Measure a batch; the texts are edited where lines or citation marks go."""
     before = documents.texts
-    settings.spans(before), before.lines  # so that only texts with citation marks are split again
-    texts, stripped = strip_citations(before) if settings.strip_citations else (before, np.zeros(0, bool))
+    before.lines  # noqa: B018 - so that only texts with citation marks are split again
+    texts, stripped = strip_citations(before) if settings.strip_citations else (before, np.zeros(len(before), bool))
     lines = texts.lines.compact()
     positions, phrases = find(texts, _phrases())
-    failed = np.stack(line_failures(texts, lines, positions, phrases, settings))
+    words = _words(before, texts, stripped, lines, settings)
+    failed = np.stack(line_failures(texts, lines, positions, phrases, words, settings))
     removed = failed.any(0)
-    edited = join_lines(texts, lines, ~removed) if removed.any() or stripped.any() else None
-    after = texts if edited is None else Texts.from_arrow(edited)
+    edited, after = None, texts
+    if removed.any() or stripped.any():
+        edited = join_lines(texts, lines, ~removed)
+        after = joined(texts, lines, ~removed, edited)
+        if settings.words is Segmenter.whitespace and settings.unspaced is Unspaced.abstain:
+            after.once("word_counts", lambda: total(np.where(removed, 0, words.count), lines.first, lines.last))
     lorem_ipsum = count_between(positions[phrases == 0], texts.begin, texts.end)
     scores = {
         "lorem_ipsum": lorem_ipsum,
@@ -99,27 +104,48 @@ def measure(documents: Documents, settings: C4) -> Measurement:
     return Measurement(
         {name: values.astype(np.float64) for name, values in scores.items()},
         edited,
+        known=None if edited is None else after,
         counts=dict(zip(LINE_REASONS, reasons, strict=True)),
     )
 
 
+@dataclass(frozen=True)
+class LineWords:
+    """What the rules on lines ask of their words."""
+
+    count: np.ndarray  # int64 [lines]
+    longest: np.ndarray  # int64 [lines], characters
+    applies: np.ndarray  # bool [documents], whether rules on words have a say
+
+
+def _words(before: Texts, texts: Texts, stripped: np.ndarray, lines: Spans, settings: C4) -> LineWords:
+    """Count the words of `lines`, those of `texts`; what is `stripped` differs in `before` and is split into words."""
+    words, applies = settings.spans(before), settings.applies(before)
+    count, longest = words_of_lines(words.starts, words.characters, words.first, words.last, *_line_columns(lines))
+    if stripped.any():
+        own, chosen = texts.select(stripped), np.repeat(stripped, lines.counts)
+        words, applies[stripped] = settings.spans(own), settings.applies(own)
+        columns = _line_columns(own.lines.compact())
+        found = words_of_lines(words.starts, words.characters, words.first, words.last, *columns)
+        count[chosen], longest[chosen] = found
+    return LineWords(count, longest, applies)
+
+
 def line_failures(
-    texts: Texts, lines: Spans, positions: np.ndarray, phrases: np.ndarray, settings: C4
+    texts: Texts, lines: Spans, positions: np.ndarray, phrases: np.ndarray, words: LineWords, settings: C4
 ) -> list[np.ndarray]:
     """Return bool [lines] for each of LINE_REASONS."""
     ranges = texts.data, lines.starts, lines.ends
     never = np.zeros(len(lines.starts), bool)
     marks = settings.terminal_punctuation
     unpunctuated = ~ends_with(*ranges, code_points(marks)) | ends_with_dots(*ranges) if marks else never
-    words = settings.spans(texts)
-    count, longest = words_of_lines(words.starts, words.characters, words.first, words.last, *_line_columns(lines))
-    applies = np.repeat(settings.applies(texts), lines.counts)
+    applies = np.repeat(words.applies, lines.counts)
     javascript = count_between(positions[phrases == 1], lines.starts, lines.ends) > 0
     policy = count_between(positions[phrases > 1], lines.starts, lines.ends) > 0
     return [
         unpunctuated,
-        applies & (count < settings.min_words_per_line),
-        applies & (longest > settings.max_word_length),
+        applies & (words.count < settings.min_words_per_line),
+        applies & (words.longest > settings.max_word_length),
         javascript if settings.remove_javascript_lines else never,
         policy if settings.remove_policy_lines else never,
     ]

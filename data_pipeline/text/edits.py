@@ -16,7 +16,7 @@ def join_lines(texts: Texts, lines: Spans, keep: np.ndarray, edited: np.ndarray 
     """Return each text as its kept lines, one newline between them; a text that keeps all stays as it is.
 
     Args:
-        lines: of `texts`, compact.
+        lines: of `texts`, compact: line by line as they follow in the documents.
         keep: bool [lines].
         edited: bool [lines], those that do not say any more what the text says.
     """
@@ -24,6 +24,33 @@ def join_lines(texts: Texts, lines: Spans, keep: np.ndarray, edited: np.ndarray 
     columns = lines.starts, lines.ends, lines.first, lines.last
     data, offsets = _join_lines(texts.data, texts.begin, texts.end, *columns, keep, edited)
     return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def joined(texts: Texts, lines: Spans, keep: np.ndarray, array: pa.LargeStringArray) -> Texts:
+    """Return what `join_lines` made of stripped `lines` without further edits, its lines known without a new look."""
+    after = Texts.from_arrow(array)
+    counts = lines.counts
+    lengths = lines.ends - lines.starts
+    behind = np.cumsum(np.where(keep, lengths + 1, 0))  # with a newline behind each kept line
+    before = np.concatenate((np.zeros(1, np.int64), behind))
+    removed = np.concatenate((np.zeros(1, np.int64), np.cumsum(~keep)))
+    is_whole = np.repeat(removed[lines.last] == removed[lines.first], counts)
+    document = np.repeat(np.arange(len(texts)), counts)
+    in_whole = lines.starts - texts.begin[document]
+    in_edited = before[:-1] - before[lines.first][document]
+    starts = (after.begin[document] + np.where(is_whole, in_whole, in_edited))[keep]
+    kept = np.concatenate((np.zeros(1, np.int64), np.cumsum(keep)))
+    spans = Spans(
+        starts,
+        starts + lengths[keep],
+        lines.characters[keep],
+        lines.hashes[keep],
+        lines.flags[keep],
+        kept[lines.first],
+        kept[lines.last],
+    )
+    after.once("lines", lambda: spans)
+    return after
 
 
 def strip_citations(texts: Texts) -> tuple[Texts, np.ndarray]:
@@ -36,13 +63,13 @@ def strip_citations(texts: Texts) -> tuple[Texts, np.ndarray]:
     rows = np.flatnonzero(texts.census("citations"))
     if not len(rows):
         return texts, changed
-    data, offsets = _strip_citations(texts.data, texts.begin[rows], texts.end[rows], properties(), *_encoded_marks())
-    stripped = Texts(data, offsets[:-1], offsets[1:])
-    shorter = stripped.end - stripped.begin < (texts.end - texts.begin)[rows]
-    changed[rows] = shorter
-    if not shorter.any():
+    how = properties(), *_encoded_marks()
+    rows = rows[_has_citations(texts.data, texts.begin[rows], texts.end[rows], *how)]
+    changed[rows] = True
+    if not len(rows):
         return texts, changed
-    return texts.replace(rows[shorter], stripped.select(shorter)), changed
+    data, offsets = _strip_citations(texts.data, texts.begin[rows], texts.end[rows], *how)
+    return texts.replace(rows, Texts(data, offsets[:-1], offsets[1:])), changed
 
 
 @cache
@@ -99,6 +126,20 @@ def _citation_end(data: np.ndarray, at: int, stop: int, table: np.ndarray, edit:
 
 
 @numba.njit(cache=True, nogil=True)
+def _has_citations(
+    data: np.ndarray, begin: np.ndarray, end: np.ndarray, table: np.ndarray, edit: np.ndarray, needed: np.ndarray
+) -> np.ndarray:
+    found = np.zeros(len(begin), np.bool_)
+    for document in range(len(begin)):
+        stop = end[document]
+        for at in range(begin[document], stop):
+            if data[at] == 0x5B and _citation_end(data, at, stop, table, edit, needed) > at:
+                found[document] = True
+                break
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
 def _strip_citations(
     data: np.ndarray, begin: np.ndarray, end: np.ndarray, table: np.ndarray, edit: np.ndarray, needed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -107,14 +148,15 @@ def _strip_citations(
     size = 0
     for document in range(len(begin)):
         at, stop = begin[document], end[document]
+        copied = at  # everything before is in `stripped` or taken out
         while at < stop:
-            if data[at] == 0x5B:
-                behind = _citation_end(data, at, stop, table, edit, needed)
-                if behind > at:
-                    at = behind
-                    continue
-            stripped[size] = data[at]
-            size += 1
-            at += 1
+            behind = _citation_end(data, at, stop, table, edit, needed) if data[at] == 0x5B else at
+            if behind > at:
+                stripped[size : size + at - copied] = data[copied:at]
+                size += at - copied
+                copied = behind
+            at = max(behind, at + 1)
+        stripped[size : size + stop - copied] = data[copied:stop]
+        size += stop - copied
         offsets[document + 1] = size
     return stripped[:size], offsets

@@ -3,11 +3,15 @@
 import numba
 import numpy as np
 
-from data_pipeline.text.hashing import mix, number_spans, table_size
+from data_pipeline.text.hashing import number_spans, table_size
 
 TOP_SIZES = (2, 3, 4)
 DUPLICATED_SIZES = (5, 6, 7, 8, 9, 10)
 LARGEST = 10
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio: multiplied by it, numbers that follow each other spread best over the high bits (Knuth,
+The Art of Computer Programming 6.4)."""
 
 PAPER, DATATROVE, DOLMA = 0, 1, 2
 """What a share is; see `ngram_shares`."""
@@ -24,11 +28,14 @@ def _number_pairs(
     """
     size = table_size(len(ids))
     slots[:size] = -1
-    mask = np.uint64(size - 1)
+    mask, shift = np.uint64(size - 1), np.uint64(64)
+    while size > 1:
+        size >>= 1
+        shift -= np.uint64(1)
     count = 0
     for each in range(len(ids)):
         key = np.int64(ids[each]) * distinct + words[each]
-        slot = mix(np.uint64(key)) & mask
+        slot = np.uint64(key) * _GOLDEN >> shift
         while True:
             number = slots[slot]
             if number < 0:

@@ -13,6 +13,8 @@ import numpy as np
 from data_pipeline.text.characters import UNSPACED, WORD, decode, lowercase, lowered, properties, width
 from data_pipeline.text.texts import Texts
 
+_EIGHT = np.uint64(8)
+
 
 @dataclass(frozen=True)
 class Patterns:
@@ -23,6 +25,7 @@ class Patterns:
     ending    int32 [states], the state of the longest phrase that ends there, or 0
     shorter   int32 [states], the state of the longest phrase that ends there and is not the state's own, or 0
     length    int64 [patterns], characters
+    begins    bool [65536], whether a phrase, or a character that needs a closer look, may begin with these two bytes
     """
 
     next: np.ndarray
@@ -30,6 +33,7 @@ class Patterns:
     ending: np.ndarray
     shorter: np.ndarray
     length: np.ndarray
+    begins: np.ndarray
 
 
 def compile_patterns(phrases: list[str]) -> Patterns:
@@ -65,12 +69,26 @@ def compile_patterns(phrases: list[str]) -> Patterns:
     table[:, ord("A") : ord("Z") + 1] = table[:, ord("a") : ord("z") + 1]
     spelled = np.array(pattern, np.int32)
     ending = np.where(spelled >= 0, np.arange(len(pattern)), shorter).astype(np.int32)
-    return Patterns(table, spelled, ending, shorter, np.array(list(map(len, phrases)), np.int64))
+    return Patterns(table, spelled, ending, shorter, np.array(list(map(len, phrases)), np.int64), _begins(encoded))
+
+
+def _begins(phrases: list[bytes]) -> np.ndarray:
+    """Return `Patterns.begins`; every byte outside of ASCII may be a letter in the other case."""
+    pairs = np.zeros((256, 256), bool)
+    pairs[0x80:] = True
+    for phrase in phrases:
+        for first in {phrase[0], ord(chr(phrase[0]).upper())} if phrase[0] < 0x80 else ():
+            if len(phrase) == 1:
+                pairs[first] = True
+            else:
+                pairs[first, [phrase[1], *phrase[1:2].upper()]] = True
+                pairs[first, 0x80:] = True
+    return pairs.ravel()
 
 
 def find(texts: Texts, patterns: Patterns) -> tuple[np.ndarray, np.ndarray]:
     """Return int64 [matches], the byte behind each match, ascending; int32 [matches], which phrase."""
-    columns = patterns.next, patterns.pattern, patterns.ending, patterns.shorter, lowercase()
+    columns = patterns.next, patterns.pattern, patterns.ending, patterns.shorter, patterns.begins, lowercase()
     count = 1024
     while True:
         positions, found = np.empty(count, np.int64), np.empty(count, np.int32)
@@ -132,6 +150,7 @@ def _find(
     pattern: np.ndarray,
     ending: np.ndarray,
     shorter: np.ndarray,
+    begins: np.ndarray,
     lower: np.ndarray,
     positions: np.ndarray,
     found: np.ndarray,
@@ -141,6 +160,9 @@ def _find(
     for document in range(len(begin)):
         state, at, stop = np.int64(0), begin[document], end[document]
         while at < stop:
+            if state == 0:  # most of the text: nothing has begun
+                while at < stop - 1 and not begins[np.uint64(data[at]) << _EIGHT | np.uint64(data[at + 1])]:
+                    at += 1
             if data[at] < 0x80:
                 state = np.int64(table[state, data[at]])
                 at += 1

@@ -91,7 +91,8 @@ class Texts:
     """
 
     def __init__(self, data: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
-        self.data = data
+        self.data = data.view()
+        self.data.flags.writeable = False  # as Arrow's bytes are: kernels are compiled for one kind of array only
         self.begin = begin
         self.end = end
         self._found: dict[Any, Spans | np.ndarray] = {}
@@ -118,15 +119,16 @@ class Texts:
         return selected
 
     def replace(self, rows: np.ndarray, texts: "Texts") -> "Texts":
-        """Return the texts with those of `rows` (indexes) replaced; words and lines are split again only in these."""
+        """Return the texts with those of `rows` (indexes) replaced; lines are split again only in these.
+
+        Nothing else is known of the new texts: to copy all words costs more than most rules gain from them.
+        """
         shift = len(self.data)
         begin, end = self.begin.copy(), self.end.copy()
         begin[rows], end[rows] = texts.begin + shift, texts.end + shift
         replaced = Texts(np.concatenate((self.data, texts.data)), begin, end)
-        for key, mine in list(self._found.items()):
-            if key == "lines" or (isinstance(key, tuple) and not (~self.spaced).any()):
-                theirs = texts.lines if key == "lines" else texts.words(*key[1:])
-                replaced._found[key] = mine.replace(rows, theirs, shift)
+        if "lines" in self._found:
+            replaced._found["lines"] = self.lines.replace(rows, texts.lines, shift)
         return replaced
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:

@@ -120,13 +120,13 @@ def test_signatures_agree_as_often_as_the_sets_are_similar(shared, own):
     assert 0.8 < np.std(agreements) / spread < 1.2
 
 
-def test_candidates_follow_the_curve_of_14_bands_of_8():
+def test_candidates_follow_the_curve_of_16_bands_of_7():
     shared, own, pairs = 600, 200, 400
     similarity = shared / (shared + 2 * own)
     found = 0
     for pair in range(pairs):
         values = random_numbers(5000 + pair, shared + 2 * own)
         one, other = sign(values[: shared + own]), sign(np.r_[values[:shared], values[shared + own :]])
-        found += (one.reshape(14, 8) == other.reshape(14, 8)).all(1).any()
-    expected = 1 - (1 - similarity**8) ** 14
+        found += (one.reshape(16, 7) == other.reshape(16, 7)).all(1).any()
+    expected = 1 - (1 - similarity**7) ** 16
     assert abs(found / pairs - expected) < 4 * np.sqrt(expected * (1 - expected) / pairs)

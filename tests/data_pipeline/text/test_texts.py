@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.text import Segmenter, Texts, Unspaced
 from data_pipeline.text.characters import CODE_POINTS, DIGIT, LETTER, MARK, SPACE, UPPER, WORD, lowercase, properties
+from data_pipeline.text.edits import join_lines, joined, strip_citations
 from data_pipeline.text.words import HAS_LETTER, HAS_WORD_CHARACTER
 from tests.data_pipeline.text import definitions
 from tests.data_pipeline.text.definitions import columns_of, cut
@@ -159,3 +160,18 @@ def test_replaced_texts_have_their_own_words_and_the_others_keep_theirs(rows, ot
         assert cut(replaced, replaced.lines.compact(), document) == definitions.lines(text)
     assert len(replaced.lines.compact().starts) == replaced.lines.counts.sum()
     assert replaced.word_counts().tolist() == replaced.words().counts.tolist()
+
+
+@given(rows=st.lists(definitions.texts, max_size=5), seed=st.integers(0, 99), citations=st.booleans())
+@settings(deadline=None, max_examples=100)
+def test_lines_that_are_passed_on_are_those_of_the_joined_texts(rows, seed, citations):
+    before = columns_of(*(f"{text}[1]\n x [edit]" if citations else text for text in rows))
+    assert len(before.lines.first) == len(rows)
+    texts, stripped = strip_citations(before)
+    assert stripped.all() or not citations
+    lines = texts.lines.compact()
+    keep = np.random.default_rng(seed).random(len(lines.starts)) < 0.7
+    array = join_lines(texts, lines, keep)
+    passed_on, fresh = joined(texts, lines, keep, array), Texts.from_arrow(array)
+    for name in ("starts", "ends", "characters", "hashes", "flags", "first", "last"):
+        assert getattr(passed_on.lines, name).tolist() == getattr(fresh.lines, name).tolist(), name
