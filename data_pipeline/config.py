@@ -100,6 +100,7 @@ class PipelineConfig:
     """The stages, in their order, and the settings of each."""
 
     name: str = MISSING
+    departures: list[str] = field(default_factory=list)  # from the preset's paper, and why; printed at the start
     stages: list[str] = MISSING
     extract: Extract = field(default_factory=Extract)
     url_list: UrlList = field(default_factory=UrlList)
@@ -286,7 +287,7 @@ class DataPipelineConfig:
             section.check()
 
 
-RUNTIME_SETTINGS = ("output", "engine", "workers", "partition_bytes", "overwrite", "what_if")
+RUNTIME_SETTINGS = ("output", "engine", "workers", "partition_bytes", "overwrite", "what_if", "pipeline.departures")
 """Settings, and sections of them, that do not change a byte of the shards."""
 
 
