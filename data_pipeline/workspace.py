@@ -40,9 +40,7 @@ _PATIENCE_SECONDS = 15.0  # for another worker that is taking stock; much more t
 
 def describe(config: DataPipelineConfig, files: list[plan.InputFile]) -> dict[str, Any]:
     """Return what the shards depend on, as it is kept in settings.json and stats.json."""
-    settings = {
-        key: value for key, value in flatten(config).items() if not f"{key}.".startswith(_RUNTIME_PREFIXES)
-    }
+    settings = {key: value for key, value in flatten(config).items() if not f"{key}.".startswith(_RUNTIME_PREFIXES)}
     versions = {name: STAGES[name].version for name in config.pipeline.stages} | {READ: READ_VERSION}
     versions[write.NAME] = write.VERSION
     return {"settings": settings, "versions": versions, "inputs": {file.path: asdict(file) for file in files}}

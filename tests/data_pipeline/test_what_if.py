@@ -33,7 +33,7 @@ def measure_words(documents, settings):
 def word_rules(settings):
     return [
         Rule("too_few_words", "words", minimum=settings.min_words),
-        Rule("words_too_long", "mean_word_length", maximum=settings.max_mean_word_length),
+        Rule("words_too_long", "mean_word_length", maximum=settings.max_word_length),
     ]
 
 
@@ -116,7 +116,7 @@ def of_run(statistics, stage):
 
 def test_what_if_over_all_documents_agrees_with_running_again(finished, tmp_path, monkeypatch, capsys):
     directory, output, before = finished
-    changes = ["pipeline.gopher_quality.min_words=25", "pipeline.gopher_quality.max_mean_word_length=6.2"]
+    changes = ["pipeline.gopher_quality.min_words=25", "pipeline.gopher_quality.max_word_length=6.2"]
     changes.append("pipeline.c4.min_sentences=1")
     told = ask(monkeypatch, capsys, output, *changes)
     after = run_once(monkeypatch, directory, tmp_path / "again", *changes)
