@@ -194,9 +194,9 @@ class TokenizerConfig:
         if self.train:
             smallest = 512 if self.train.kind is TokenizerKind.byte_level else 260
             _between("tokenizer.train.vocabulary_size", self.train.vocabulary_size, smallest, 2**24)
-            if not 0.9 <= self.train.character_coverage <= 1:
+            if not 0.98 <= self.train.character_coverage <= 1:  # what sentencepiece takes
                 raise ConfigError(
-                    f"tokenizer.train.character_coverage={self.train.character_coverage} must be between 0.9 and 1"
+                    f"tokenizer.train.character_coverage={self.train.character_coverage} must be between 0.98 and 1"
                 )
             _at_least("tokenizer.train.sample_bytes", self.train.sample_bytes, 1000)
             if not 1 <= self.train.temperature < inf:
