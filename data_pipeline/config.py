@@ -103,6 +103,7 @@ class PipelineConfig:
     """The stages, in their order, and the settings of each."""
 
     name: str = MISSING
+    departures: list[str] = field(default_factory=list)  # from the preset's paper, and why; printed at the start
     stages: list[str] = MISSING
     extract: Extract = field(default_factory=Extract)
     url_list: UrlList = field(default_factory=UrlList)
@@ -197,9 +198,9 @@ class TokenizerConfig:
         if self.train:
             smallest = 512 if self.train.kind is TokenizerKind.byte_level else 260
             _between("tokenizer.train.vocabulary_size", self.train.vocabulary_size, smallest, 2**24)
-            if not 0.9 <= self.train.character_coverage <= 1:
+            if not 0.98 <= self.train.character_coverage <= 1:  # what sentencepiece takes
                 raise ConfigError(
-                    f"tokenizer.train.character_coverage={self.train.character_coverage} must be between 0.9 and 1"
+                    f"tokenizer.train.character_coverage={self.train.character_coverage} must be between 0.98 and 1"
                 )
             _at_least("tokenizer.train.sample_bytes", self.train.sample_bytes, 1000)
             if not 1 <= self.train.temperature < inf:
@@ -290,7 +291,7 @@ class DataPipelineConfig:
             section.check()
 
 
-RUNTIME_SETTINGS = ("output", "engine", "workers", "partition_bytes", "overwrite", "what_if")
+RUNTIME_SETTINGS = ("output", "engine", "workers", "partition_bytes", "overwrite", "what_if", "pipeline.departures")
 """Settings, and sections of them, that do not change a byte of the shards."""
 
 

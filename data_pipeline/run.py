@@ -50,6 +50,7 @@ def run(config: DataPipelineConfig) -> int:
         load_tokenizer(Path(config.tokenizer.path))  # a wrong path must not cost a run
     statistics = finished(output, described)
     if statistics is None:
+        show.preset(console, config.pipeline.name, config.pipeline.stages, config.pipeline.departures)
         with claim(output, config, described, console) as statistics:
             if statistics is None:
                 warm_up(config.pipeline, console)

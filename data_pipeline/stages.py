@@ -37,6 +37,11 @@ from data_pipeline.filters.measure import KEEP, Measurement, Rule, decide
 from data_pipeline.report.statistics import StageStatistics
 
 
+def no_files(settings: Any) -> list[Path]:
+    """Return nothing: the stage reads nothing but documents and settings."""
+    return []
+
+
 @dataclass(frozen=True)
 class LocalStage:
     """`measure(documents, settings)` scores a batch, and may edit it; `rules(settings)` are its thresholds in order."""
@@ -45,7 +50,7 @@ class LocalStage:
     version: int
     measure: Callable[[Documents, Any], Measurement]
     rules: Callable[[Any], list[Rule]]
-    files: Callable[[Any], list[Path]]  # inputs besides the documents whose content decides what is kept
+    files: Callable[[Any], list[Path]] = no_files  # inputs besides the documents whose content decides what is kept
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,7 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
     stage.name: stage
     for stage in (
         *(
-            LocalStage(
-                module.NAME, module.VERSION, module.measure, module.rules, getattr(module, "files", lambda settings: [])
-            )
+            LocalStage(module.NAME, module.VERSION, module.measure, module.rules, getattr(module, "files", no_files))
             for module in (
                 extract,
                 url_list,

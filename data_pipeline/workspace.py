@@ -32,6 +32,7 @@ SETTINGS = "settings.json"
 LOCK = "lock"
 FINISH = "finish"
 
+_RUNTIME_PREFIXES = tuple(f"{name}." for name in RUNTIME_SETTINGS)
 _PARTS = ("settings", "versions", "inputs")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _PATIENCE_SECONDS = 15.0  # for another worker that is taking stock; much more than it needs
@@ -39,7 +40,7 @@ _PATIENCE_SECONDS = 15.0  # for another worker that is taking stock; much more t
 
 def describe(config: DataPipelineConfig, files: list[plan.InputFile]) -> dict[str, Any]:
     """Return what the shards depend on, as it is kept in settings.json and stats.json."""
-    settings = {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in RUNTIME_SETTINGS}
+    settings = {key: value for key, value in flatten(config).items() if not f"{key}.".startswith(_RUNTIME_PREFIXES)}
     versions = {name: STAGES[name].version for name in config.pipeline.stages} | {READ: READ_VERSION}
     versions[write.NAME] = write.VERSION
     return {"settings": settings, "versions": versions, "inputs": {file.path: asdict(file) for file in files}}

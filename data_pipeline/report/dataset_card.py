@@ -71,7 +71,15 @@ def _summary(config: DataPipelineConfig, stages: list[StageStatistics]) -> str:
         f"{tokens['validation']:,} held out. That is {percent(kept, seen)} of {seen[0]:,} records "
         f"({megabytes(seen[1])}), after the preset `{config.pipeline.name}` of llama-data. `report.html` shows "
         "examples and the distribution of every score, `stats.json` has all numbers and settings.\n"
+        + _departures(config)
     )
+
+
+def _departures(config: DataPipelineConfig) -> str:
+    if not config.pipeline.departures:
+        return ""
+    lines = "\n".join(f"- {departure}" for departure in config.pipeline.departures)
+    return f"\nWhere `{config.pipeline.name}` departs from its paper:\n\n{lines}\n"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -125,6 +133,9 @@ def _stages(config: DataPipelineConfig, filters: list[StageStatistics]) -> str:
             lines.append(_table(["dropped for", "kept where", "documents", "of those in"], rows))
         if stage.edits:
             lines.append(f"Edits: {_counts(stage, ' × ')}.\n")
+        if stage.noted:
+            noted = (f"{count:,} × {name.removeprefix(stage.stage + '.')}" for name, count in stage.noted.items())
+            lines.append(f"Noted, no loss: {', '.join(noted)}.\n")
         settings = _settings(config, stage.stage)
         if settings:
             lines.append(f"Settings: {settings}.\n")

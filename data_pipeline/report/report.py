@@ -19,7 +19,7 @@ from llama_foundation.files import publish_text
 MOST_HOSTS = 25
 MOST_LANGUAGES = 40
 
-_OFFENSIVE = ("nsfw", "dirty", "bad_word", "adult", "obscen", "profan", "porn")
+_OFFENSIVE = ("nsfw", "dirty", "bad_word", "flagged", "adult", "obscen", "profan", "porn")
 """Examples of a stage or rule with one of these in its name are hidden until they are asked for."""
 _PERSONAL = ("pii", "personal_data")
 
@@ -55,7 +55,9 @@ def write_report(path: Path, config: DataPipelineConfig, stages: list[StageStati
         more_languages=len(languages[MOST_LANGUAGES:]),
         funnel=charts.funnel([("input", by_source(stages[0].seen))] + [(s.stage, by_source(s.kept)) for s in filters]),
         problems=_problems(filters[0]),
-        clusters=[{"name": s.stage, "sizes": _clusters(s)} for s in filters if s.cluster_sizes],
+        clusters=[
+            {"name": s.stage, "sizes": _clusters(s), "pairs": s.pairs} for s in filters if s.cluster_sizes or s.pairs
+        ],
         personal=[(name, count) for s in filters if s.stage in _PERSONAL for name, count in _by_count(s.edits)],
         hosts=hosts(stages),
         licenses=sorted(shards.licenses.items(), key=lambda item: -item[1][1]),

@@ -51,6 +51,7 @@ def test_each_tokenizer_choice_composes():
         ("engine.lease_seconds=0", "engine.lease_seconds=0.0 must be at least 1"),
         ("engine.cpus_per_task=0", "engine.cpus_per_task=0.0 must be above 0"),
         ("engine.tasks_per_process=0", "engine.tasks_per_process=0 must be at least 1"),
+        ("tokenizer.train.character_coverage=0.95", "character_coverage=0.95 must be between 0.98 and 1"),
         ("tokenizer.train.temperature=0.5", "tokenizer.train.temperature=0.5 must be at least 1"),
         ("input.paths=[]", "input.paths is empty"),
         ("tokenizer.train=null", "give one of them"),

@@ -19,12 +19,12 @@ from llama_foundation.compose import compose
 from llama_foundation.errors import ConfigError, DataError, RunError
 
 WORDS = ["the", "river", "of", "stone", "and", "light", "have", "been", "with", "seen", "by", "many", "people", "year"]
-STAGES = "pipeline.stages=[gopher_quality,url_dedup,exact_dedup]"
+STAGES = "pipeline.stages=[gopher_quality,url_dedup,exact_dedup,minhash_dedup]"
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """Two sources, with copies of texts and of URLs."""
+    """Two sources, with copies of texts, of URLs, and of texts with another word at the end."""
     folder = tmp_path_factory.mktemp("corpus")
     generator = random.Random(5)
     for name in ("web", "books"):
@@ -33,6 +33,7 @@ def directory(tmp_path_factory):
             text = " ".join(generator.choice(WORDS) + generator.choice("abcdefgh") for _ in range(40))
             rows.append({"text": text, "url": f"http://{name}/{number % 50}", "date": f"2020-01-{1 + number % 28:02d}"})
         rows += [{"text": row["text"]} for row in rows[:7]]
+        rows += [{"text": row["text"].rpartition(" ")[0] + " sea"} for row in rows[7:12]]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -65,6 +66,9 @@ def counts(output):
 def reference(directory, tmp_path_factory):
     output = tmp_path_factory.mktemp("reference") / "out"
     assert run(configured(directory, output, "workers=1", "partition_bytes=1000000")) == 0
+    by_stage = {stage["stage"]: stage for stage in counts(output)}
+    for name in ("url_dedup", "exact_dedup", "minhash_dedup"):
+        assert by_stage[name]["dropped"], f"nothing to find for {name}"
     return output
 
 
@@ -103,6 +107,14 @@ def test_array_workers_of_which_some_are_killed_write_the_same_bytes(directory, 
     after = commits(output)
     assert {path: after[path] for path in before} == before, "what was committed is not done again"
     assert verify(VerifyConfig(str(output), work=True)) == 0
+
+
+@pytest.mark.timeout(240)
+def test_three_workers_write_the_same_bytes(directory, reference, tmp_path):
+    output = tmp_path / "out"
+    assert run(configured(directory, output, "workers=3")) == 0
+    assert files(output) == files(reference)
+    assert counts(output) == counts(reference)
 
 
 @pytest.mark.slow

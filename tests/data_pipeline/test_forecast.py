@@ -28,6 +28,7 @@ def write_corpus(directory, files=10, documents=120):
 
 def settings(directory, output, *more):
     fixed = [f"input.paths=[{directory}/*.jsonl]", f"output={output}", "workers=1", "partition_bytes=20000"]
+    fixed.append("pipeline.stages=[gopher_quality,gopher_repetition,exact_dedup]")
     return [*fixed, "tokenizer.train.vocabulary_size=400", "tokenizer.train.sample_bytes=100000", *more]
 
 

@@ -3,7 +3,7 @@
 A digest that changes under the same VERSION means that finished work of users would be used again although it is no
 longer right. After raising VERSION:
 
-    python tests/data_pipeline/test_golden.py --update [STAGE ...]
+    python -m tests.data_pipeline.test_golden --update [STAGE ...]
 """
 
 import hashlib
@@ -18,16 +18,13 @@ from rich.console import Console
 
 from data_pipeline.batches import load_documents, write_documents
 from data_pipeline.chain import Chain
-from data_pipeline.config import PipelineConfig
 from data_pipeline.document import SCHEMA, Documents, record_id
 from data_pipeline.engines.local import LocalEngine
 from data_pipeline.report.statistics import StageStatistics
 from data_pipeline.stages import STAGES, LocalStage, apply_local
+from tests.data_pipeline.stage_settings import letter_models, settings_of
 
 GOLDEN = Path(__file__).with_name("golden.json")
-
-SETTINGS: dict[str, dict] = {}
-"""Stage -> settings other than the default, for those that have to be told something."""
 
 SIGNIFICANT_DIGITS = 5  # of a score: its last bits may differ between processors
 
@@ -78,13 +75,12 @@ def documents() -> Documents:
 def digest(name: str, folder: Path) -> str:
     """Return the digest of the documents that a stage keeps, with their scores, and of its statistics."""
     stage = STAGES[name]
-    settings = getattr(PipelineConfig(name="golden", stages=[name]), name)
-    for key, value in SETTINGS.get(name, {}).items():
-        setattr(settings, key, value)
+    settings = settings_of(name, folder / "settings")
     whole = documents()
     if isinstance(stage, LocalStage):
         statistics = StageStatistics(name)
-        kept = [apply_local(stage, whole, settings, statistics, 0).batch]
+        with letter_models():
+            kept = [apply_local(stage, whole, settings, statistics, 0).batch]
         counted = [statistics]
     else:
         blocks = [
@@ -109,7 +105,7 @@ def _plain(row: dict) -> dict:
 
 def compare(golden: dict[str, dict], name: str, version: int, found: str) -> str | None:
     """Return what is wrong, if anything."""
-    update = f"python {Path(__file__).relative_to(Path(__file__).parents[2])} --update {name}"
+    update = f"python -m tests.data_pipeline.test_golden --update {name}"
     if name not in golden:
         return f"{name} has no golden digest yet: {update}"
     before = golden[name]

@@ -23,6 +23,7 @@ def configured(directory, output, *more):
         f"output={output}",
         "workers=1",
         "pipeline.gopher_quality.min_words=5",
+        "pipeline.stages=[gopher_quality,gopher_repetition,exact_dedup]",
     ]
     return compose(
         "data", DataPipelineConfig, [*settings, "tokenizer.train.vocabulary_size=300", "partition_bytes=2000", *more]
@@ -56,7 +57,8 @@ def test_status_of_a_finished_run_counts_its_partitions(output, monkeypatch, cap
     assert found["running"] is False
     assert found["not_begun"] == []
     names = [phase["name"] for phase in found["phases"]]
-    assert names[:3] == ["lines", "read", "gopher_quality+gopher_repetition"]
+    assert names[:2] == ["survey", "read"]
+    assert "gopher_quality+gopher_repetition" in names
     assert names[-1] == "finish"
     for phase in found["phases"]:
         folder = output / ".work" / phase["folder"]

@@ -58,6 +58,7 @@ def test_the_card_says_how_it_was_made_and_what_is_not_known(tmp_path):
     _, body = card(tmp_path, stages())
     assert "495 documents, 900.0 kB" in body or "495 documents, 0.9 MB" in body
     assert "990 documents in, 495 kept, 50.0 % of documents removed" in body
+    assert "Where `quickstart` departs from its paper:\n\n- documents of 20 words" in body
     assert "`min_words=20`" in body
     assert "| mit | 490 | 0.9 MB |" in body
     assert "No stage looked for personal data" in body

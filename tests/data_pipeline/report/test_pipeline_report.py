@@ -50,6 +50,8 @@ def stages():
     read.count(read.dropped, "source0", "read.invalid_json", 20)
     gopher.edits = {"gopher_quality.lines": 12}
     gopher.histograms["gopher_quality.oddness"] = {"0.1": 5, "0.9": 1}
+    gopher.pairs = {"candidate_documents": 31, "verified_pairs": 17}
+    read.noted = {"read.warc_request": 41}
     gopher.cluster_sizes = {"2": 4, "9": 1, "12": 1}
     gopher.hosts, gopher.urls = {"dropped": [[1, "a.org"], [2, "a.org"], [3, "b.org"]]}, {"dropped": 300}
     shards.hosts, shards.urls = {"kept": [[1, "b.org"]]}, {"kept": 50}
@@ -77,6 +79,8 @@ def test_the_report_shows_the_funnel_reasons_and_examples(page):
     text = " ".join(checker.text.split())
     assert checker.open == []
     for shown in ("1,000", "400", "40.0 %", "1,234", "too_few_words600 60.0 %", "stop_words abstained on 77"):
+        assert shown in text
+    for shown in ("41 × warc_request, no loss", "31 candidate documents, 17 verified pairs", "(Gopher: 50)"):
         assert shown in text
     assert "a.jsonl · row 7" in text
     assert "3 more" in text, "ten sources do not get ten colours"
