@@ -42,6 +42,11 @@ def no_files(settings: Any) -> list[Path]:
     return []
 
 
+def no_rules(settings: Any) -> list[Rule]:
+    """Return nothing: no threshold on a score decides."""
+    return []
+
+
 @dataclass(frozen=True)
 class LocalStage:
     """`measure(documents, settings)` scores a batch, and may edit it; `rules(settings)` are its thresholds in order."""
@@ -60,6 +65,7 @@ class GlobalStage:
     name: str
     version: int
     run: Callable[[Chain, list[Block], Any], tuple[list[Block], list[StageStatistics]]]
+    rules: Callable[[Any], list[Rule]] = no_rules  # thresholds on scores, which report and dataset card show
 
 
 STAGES: dict[str, LocalStage | GlobalStage] = {
@@ -85,8 +91,9 @@ STAGES: dict[str, LocalStage | GlobalStage] = {
         ),
         *(
             GlobalStage(module.NAME, module.VERSION, module.run)
-            for module in (url, exact, lines, minhash, substring, semantic, token_kl, decontaminate)
+            for module in (url, exact, lines, minhash, substring, semantic, decontaminate)
         ),
+        GlobalStage(token_kl.NAME, token_kl.VERSION, token_kl.run, token_kl.rules),
     )
 }
 """Every stage that a preset can list, and the settings of each are `PipelineConfig.<name>`."""

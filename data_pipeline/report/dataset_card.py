@@ -116,7 +116,7 @@ def _stages(config: DataPipelineConfig, filters: list[StageStatistics]) -> str:
         gone = f"{percent(seen[0] - kept[0], seen[0])} of documents removed" if seen[0] else "saw nothing"
         lines = [f"### {stage.stage}\n", f"{seen[0]:,} documents in, {kept[0]:,} kept, {gone}.\n"]
         known, reasons = STAGES.get(stage.stage), stage.reasons()
-        if isinstance(known, LocalStage):
+        if known:
             for rule in known.rules(getattr(config.pipeline, stage.stage)):
                 reasons.setdefault(f"{stage.stage}.{rule.reason}", [0, 0])
         limits = _thresholds(config, stage.stage)
@@ -145,7 +145,7 @@ def _stages(config: DataPipelineConfig, filters: list[StageStatistics]) -> str:
 
 def _thresholds(config: DataPipelineConfig, name: str) -> dict[str, str]:
     known = STAGES.get(name)
-    if not isinstance(known, LocalStage):
+    if not known:
         return {}
     told = {}
     for rule in known.rules(getattr(config.pipeline, name)):

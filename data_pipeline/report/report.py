@@ -11,7 +11,7 @@ from data_pipeline.config import DataPipelineConfig
 from data_pipeline.filters.measure import Rule
 from data_pipeline.report import charts
 from data_pipeline.report.statistics import HOST_SAMPLE, READ, StageStatistics, Tally, by_key, by_source, total
-from data_pipeline.stages import STAGES, LocalStage
+from data_pipeline.stages import STAGES
 from data_pipeline.write import NAME as SHARDS
 from llama_foundation.compose import dump
 from llama_foundation.files import publish_text
@@ -67,7 +67,7 @@ def write_report(path: Path, config: DataPipelineConfig, stages: list[StageStati
 
 def _rules(stage: StageStatistics, config: DataPipelineConfig) -> list[Rule]:
     known = STAGES.get(stage.stage)
-    return known.rules(getattr(config.pipeline, stage.stage)) if isinstance(known, LocalStage) else []
+    return known.rules(getattr(config.pipeline, stage.stage)) if known else []
 
 
 def _stage(stage: StageStatistics, rules: list[Rule], tokens_per_byte: float) -> dict[str, Any]:

@@ -14,10 +14,106 @@ from llama_foundation.errors import ConfigError
 
 PRESETS = sorted(path.stem for path in (CONFIGS / "pipeline").glob("*.yaml"))
 
-SUBJECTS = ["The old miller", "Her younger sister", "A traveller from the north", "The captain of that ship", "Nobody"]
-VERBS = ["had carried", "would never have left", "was looking for", "remembered", "brought back", "sold"]
-OBJECTS = ["the heavy books of the library", "bread and wine to the people", "a letter that was written in haste"]
-ENDS = ["before winter came", "with great care", "in the first days of the year", "and told the others about it"]
+WORDS = [
+    "the",
+    "the",
+    "the",
+    "of",
+    "of",
+    "and",
+    "and",
+    "to",
+    "to",
+    "that",
+    "with",
+    "have",
+    "be",
+    "in",
+    "a",
+    "was",
+    "his",
+    "her",
+    "their",
+    "which",
+    "when",
+    "where",
+    "while",
+    "after",
+    "before",
+    "miller",
+    "sister",
+    "traveller",
+    "captain",
+    "people",
+    "winter",
+    "river",
+    "bridge",
+    "letter",
+    "library",
+    "garden",
+    "village",
+    "morning",
+    "evening",
+    "summer",
+    "stone",
+    "bread",
+    "wine",
+    "books",
+    "house",
+    "window",
+    "mountain",
+    "street",
+    "children",
+    "mother",
+    "father",
+    "brother",
+    "teacher",
+    "doctor",
+    "farmer",
+    "soldier",
+    "carried",
+    "remembered",
+    "brought",
+    "looked",
+    "answered",
+    "followed",
+    "opened",
+    "believed",
+    "wondered",
+    "crossed",
+    "written",
+    "spoken",
+    "forgotten",
+    "heavy",
+    "younger",
+    "northern",
+    "quiet",
+    "ancient",
+    "golden",
+    "narrow",
+    "distant",
+    "sudden",
+    "careful",
+    "bitter",
+    "gentle",
+    "curious",
+    "honest",
+    "broken",
+    "slowly",
+    "never",
+    "always",
+    "perhaps",
+    "again",
+    "almost",
+    "together",
+    "toward",
+    "beneath",
+    "between",
+    "without",
+    "through",
+    "against",
+    "across",
+]
 GERMAN = "Der Zug nach Süden fährt heute um zehn Uhr ab, und wer mitfahren möchte, soll bitte nicht zu spät kommen. "
 JAPANESE = "字が並ぶだけの文章です。単語の間に空白はありません。"
 
@@ -25,13 +121,7 @@ JAPANESE = "字が並ぶだけの文章です。単語の間に空白はあり�
 def story(number: int) -> list[str]:
     """Return paragraphs of English prose, different for every number."""
     generator = random.Random(number)
-    return [
-        " ".join(
-            f"{generator.choice(SUBJECTS)} {generator.choice(VERBS)} {generator.choice(OBJECTS)} of {name} {ending}."
-            for name, ending in ((generator.randbytes(3).hex(), generator.choice(ENDS)) for _ in range(5))
-        )
-        for _ in range(6)
-    ]
+    return [" ".join(" ".join(generator.choices(WORDS, k=14)).capitalize() + "." for _ in range(5)) for _ in range(6)]
 
 
 def page(paragraphs: list[str]) -> bytes:
@@ -45,7 +135,7 @@ def page(paragraphs: list[str]) -> bytes:
 def warc_record(kind: str, url: str, content: bytes, date: str = "2024-05-18T01:58:10Z") -> bytes:
     mime = "application/http; msgtype=response" if kind == "response" else "application/warc-fields"
     head = f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Date: {date}\r\nWARC-Target-URI: {url}\r\nContent-Type: {mime}\r\n"
-    return gzip.compress(head.encode() + b"Content-Length: %d\r\n\r\n" % len(content) + content + b"\r\n\r\n")
+    return gzip.compress(head.encode() + b"Content-Length: %d\r\n\r\n" % len(content) + content + b"\r\n\r\n", mtime=0)
 
 
 def http(body: bytes, status: str = "200 OK") -> bytes:
@@ -59,7 +149,7 @@ def corpus(tmp_path_factory):
     records = [warc_record("warcinfo", "urn:x", b"software: test\r\n")]
     for number in range(24):
         records.append(warc_record("response", f"http://site{number % 5}.example/{number}", http(page(story(number)))))
-    changed = [story(0)[0].replace("the", "this", 1), *story(0)[1:]]
+    changed = [story(0)[0].replace(" the ", " this ", 1), *story(0)[1:]]
     records.append(warc_record("response", "http://mirror.example/0", http(page(story(1)))))
     records.append(warc_record("response", "http://mirror.example/1", http(page(changed))))
     records.append(
@@ -70,7 +160,8 @@ def corpus(tmp_path_factory):
     records.append(warc_record("response", "http://short.example/", http(page(["Buy now!"]))))
     records.append(warc_record("response", "http://gone.example/", http(b"gone", "404 Not Found")))
     broken = bytearray(warc_record("response", "http://broken.example/", http(page(story(60)))))
-    broken[80:120] = bytes(40)
+    middle = len(broken) // 2
+    broken[middle : middle + 40] = bytes(40)
     records += [bytes(broken), warc_record("response", "http://last.example/", http(page(story(70))))]
     (folder / "CC-MAIN-2024-22.warc.gz").write_bytes(b"".join(records))
     rows = [{"text": GERMAN * 6 + f"Nummer {number}.", "lang": "de"} for number in range(4)]
@@ -132,7 +223,7 @@ def test_a_preset_makes_shards_of_a_crawl_and_the_number_of_workers_changes_noth
     assert stages["read"]["noted"]["read.warc_warcinfo"] == 1
     assert 15 <= documents(stages["shards"]["kept"]) <= 36
     if "minhash_dedup" in stages:
-        assert documents(stages["minhash_dedup"]["seen"]) - documents(stages["minhash_dedup"]["kept"]) >= 1
+        assert dropped(stages, "minhash_dedup")["minhash_dedup.near_duplicate"] >= 1
     if config.pipeline.language.keep == ["en"] and "language" in stages:
         kept = {language for row in stages["language"]["kept"].values() for language in row}
         assert kept == {"en"}
