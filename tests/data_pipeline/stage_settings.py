@@ -1,5 +1,6 @@
 """Settings with which a stage runs: some have to be told a file."""
 
+import json
 import sys
 import types
 from collections.abc import Iterator
@@ -53,6 +54,10 @@ def settings_of(name: str, folder: Path) -> Any:
         model = LinearModel(Features(bits=10), weights, 0.1, np.linspace(0.1, 0.9, QUANTILES))
         (folder / "quality.safetensors").write_bytes(save_model(model, {}))
         settings.model, settings.threshold = str(folder / "quality.safetensors"), 0.5
+    if name == "decontaminate":
+        question = "It was the first day of the year, and the people of the town have come to the river"
+        (folder / "questions.jsonl").write_text(json.dumps({"text": question}) + "\n")
+        settings.benchmarks = {"questions": str(folder / "questions.jsonl")}
     if name == "perplexity":
         (folder / "en.bin").write_bytes(b"")
         settings.models = {"en": LanguageModel(str(folder / "en.bin"), head=1e3, middle=10**4.2)}
