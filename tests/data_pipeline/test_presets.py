@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 
 import pytest
 
@@ -14,6 +15,7 @@ from llama_foundation.errors import ConfigError
 
 PRESETS = sorted(path.stem for path in (CONFIGS / "pipeline").glob("*.yaml"))
 
+<<<<<<< HEAD
 WORDS = [
     "the",
     "the",
@@ -114,6 +116,18 @@ WORDS = [
     "against",
     "across",
 ]
+=======
+WORDS = re.findall(
+    r"\w+",
+    "the the the of of and and to to that with have be in a was his her their which when where while after before "
+    "miller sister traveller captain people winter river bridge letter library garden village morning evening "
+    "summer stone bread wine books house window mountain street children mother father brother teacher doctor "
+    "farmer soldier carried remembered brought looked answered followed opened believed wondered crossed written "
+    "spoken forgotten heavy younger northern quiet ancient golden narrow distant sudden careful bitter gentle "
+    "curious honest broken slowly never always perhaps again almost together toward beneath between without "
+    "through against across ",
+)
+>>>>>>> pdocs
 GERMAN = "Der Zug nach Süden fährt heute um zehn Uhr ab, und wer mitfahren möchte, soll bitte nicht zu spät kommen. "
 JAPANESE = "字が並ぶだけの文章です。単語の間に空白はありません。"
 
