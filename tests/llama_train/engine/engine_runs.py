@@ -13,7 +13,7 @@ from data_pipeline.shards.reader import open_root
 from llama_foundation import compose
 from llama_train.config import TrainConfig
 
-SECONDS = 100.0
+SECONDS = 280.0
 
 
 @dataclasses.dataclass(frozen=True)
