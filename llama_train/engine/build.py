@@ -45,3 +45,12 @@ def check_engine(config: TrainConfig, world_size: int) -> dict[str, str]:
     check_installed()
     check_nvme(config.engine)
     return {SETTINGS_FILE: settings_line(settings) + "\n"}
+
+
+def describe_engine(config: TrainConfig, world_size: int) -> list[str]:
+    """Return lines for the run's beginning: the configuration in the engine's own terms, where it has any."""
+    if config.engine.name is not EngineName.deepspeed:
+        return []
+    from llama_train.engine.deepspeed.settings import resolve_settings, settings_line
+
+    return [f"DeepSpeed: {settings_line(resolve_settings(config, world_size))}"]

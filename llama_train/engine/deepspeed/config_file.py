@@ -79,6 +79,8 @@ REFUSED = {
     "autotuning": "not supported",
     "bf16.bf16_master_weights_and_grads": "master weights are float32",
     "bf16.bf16_optimizer_states": "optimizer state is float32",
+    "bf16.check_grad_overflow": "the engine looks for what is not finite itself",
+    "bf16.immediate_grad_update": "the engine says when gradients are added up",
     "checkpoint": "checkpoints are llama-train's own; set checkpoint.*",
     "compile": "set engine.compile",
     "compression_training": "not supported",
@@ -213,8 +215,6 @@ def _check_agrees(key: str, value: Any, config: TrainConfig, resolved: dict[str,
     elif key in _OURS:
         setting, get = _OURS[key]
         ours = get(config)
-    elif key in ("bf16.check_grad_overflow", "bf16.immediate_grad_update", "bfloat16.immediate_grad_update"):
-        raise ConfigError(f"{where}: {key}: when gradients are added up and checked is the engine's; take the key out")
     else:
         known = [*PASSED, *IGNORED, *REFUSED, *_OURS, *_FIXED, "gradient_accumulation_steps"]
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)

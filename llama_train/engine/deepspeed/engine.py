@@ -175,6 +175,8 @@ class DeepSpeedEngine:
         for master in range(len(self.held.masters)):
             for _, gradient in self.held.gradients(master):
                 gradient.fill_(math.nan)
+        for parameter in getattr(self.zero, "norm_for_param_grads", {}):  # offloaded, these are what it looks at
+            self.zero.norm_for_param_grads[parameter] = torch.tensor(math.inf)
         self.deepspeed.step()
         assert not self.deepspeed.was_step_applied()
 

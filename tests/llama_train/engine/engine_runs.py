@@ -26,13 +26,16 @@ class Leg:
     last: int
     resume: Path | None = None
     gradients: bool = False  # whether those of the first step are kept
+    poisoned: int = -1  # a step whose gradients are made NaN; it is taken again after the refusal
 
 
 def run_leg(leg: Leg, directory: Path) -> list[dict[str, Any]]:
     """Run `leg`; leave step-... (and gradients/) in `directory`, return loss, norm and tokens of every step."""
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / "meeting").unlink(missing_ok=True)  # of a leg before
     (directory / "config.yaml").write_text(compose.dump(leg.config))
     what = {"first": leg.first, "last": leg.last, "resume": str(leg.resume or ""), "gradients": leg.gradients}
+    what["poisoned"] = leg.poisoned
     (directory / "leg.json").write_text(json.dumps(what))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llama_train.engine.native", "deepspeed"])
@@ -59,6 +62,11 @@ def log(directory: Path, rank: int) -> Path:
     return directory / f"rank-{rank}.log"
 
 
+def poison(chunks: Any) -> None:
+    for chunk in chunks:
+        chunk.tensor.fill_(float("nan"))
+
+
 def be_rank(directory: Path, rank: int, world_size: int) -> None:
     file = os.open(log(directory, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, sys.stdout.fileno())
@@ -71,6 +79,7 @@ def be_rank(directory: Path, rank: int, world_size: int) -> None:
 
 
 def train(directory: Path, rank: int, size: int) -> None:
+    import pytest
     import torch.distributed as dist
 
     from llama_train.checkpoint.restore import open_checkpoint, restore
@@ -78,6 +87,7 @@ def train(directory: Path, rank: int, size: int) -> None:
     from llama_train.data.order import TokenOrder
     from llama_train.distributed import distributed
     from llama_train.engine.build import build_engine
+    from llama_train.engine.engine import NonFiniteError
     from llama_train.optimizer.schedule import learning_rate
     from llama_train.parallel.resolve import resolve_layout
 
@@ -107,6 +117,9 @@ def train(directory: Path, rank: int, size: int) -> None:
                 def look(chunks: Any) -> None:
                     keep(directory / "gradients", 1, chunks)
 
+            if step == leg["poisoned"]:
+                with pytest.raises(NonFiniteError):
+                    engine.step(batches, rate, poison)
             result = engine.step(batches, rate, look)
             steps.append(dataclasses.asdict(result))
         keep(directory, leg["last"], engine.chunks())
