@@ -17,10 +17,11 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from llama_train.observe.metrics import StepRecord, history
+from llama_train.observe.metrics import history
 from llama_train.prove.harness import make_shards
 
 NATIVE = "native"
@@ -62,15 +63,15 @@ def main() -> None:
                 run = Path(temporary) / f"{name}-{number}"
                 records = train([*overrides, *engine, f"steps={arguments.steps}"], run, arguments.processes)
                 later = records[1:] or records
-                seen[name].speed.append(statistics.median(record.tokens_per_second for record in later))
-                seen[name].memory.append(max(record.memory_bytes for record in records))
-                seen[name].losses = [record.loss for record in records]
+                seen[name].speed.append(statistics.median(record["tokens_per_second"] for record in later))
+                seen[name].memory.append(max(record["memory_bytes"] for record in records))
+                seen[name].losses = [record["loss"] for record in records]
     show(seen)
     if arguments.plot is not None:
         plot(seen, arguments.plot)
 
 
-def train(overrides: list[str], run: Path, processes: int) -> list[StepRecord]:
+def train(overrides: list[str], run: Path, processes: int) -> list[dict[str, Any]]:
     """Train and return the records of the steps."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "llama_train", *overrides, f"output={run.parent}", f"name={run.name}"]
@@ -78,21 +79,21 @@ def train(overrides: list[str], run: Path, processes: int) -> list[StepRecord]:
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return list(history(run / "metrics.jsonl").steps)
+    return history(run / "metrics.jsonl")
 
 
 def show(seen: dict[str, Seen]) -> None:
     """Print every engine's figures and their ratio to the native engine's."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{device}, torch {torch.__version__}")
-    print(f"{'engine':10} {'tokens/s':>10} {'ratio':>7} {'memory MiB':>11} {'ratio':>7} {'largest loss difference':>24}")
+    print(f"{'engine':10} {'tokens/s':>10} {'ratio':>7} {'memory MiB':>11} {'ratio':>7} {'loss difference':>16}")
     native = seen[NATIVE]
     for name, one in seen.items():
         speed, memory = statistics.median(one.speed), statistics.median(one.memory)
         faster = statistics.median(a / b for a, b in zip(one.speed, native.speed, strict=True))
         larger = statistics.median(a / b for a, b in zip(one.memory, native.memory, strict=True))
         apart = max(abs(a - b) for a, b in zip(one.losses, native.losses, strict=True))
-        print(f"{name:10} {speed:10.0f} {faster:7.2f} {memory / 2**20:11.0f} {larger:7.2f} {apart:24.1e}")
+        print(f"{name:10} {speed:10.0f} {faster:7.2f} {memory / 2**20:11.0f} {larger:7.2f} {apart:16.1e}")
 
 
 def plot(seen: dict[str, Seen], path: Path) -> None:

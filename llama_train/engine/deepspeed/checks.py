@@ -6,7 +6,15 @@ import logging
 from importlib import metadata
 
 from llama_foundation.errors import ConfigError
-from llama_train.config import EngineConfig, EngineName, Float8, OffloadTo, Precision, TrainConfig
+from llama_train.config import (
+    ActivationCheckpointing,
+    EngineConfig,
+    EngineName,
+    Float8,
+    OffloadTo,
+    Precision,
+    TrainConfig,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -32,8 +40,8 @@ def check_not_deepspeed(engine: EngineConfig) -> None:
     for name in _OURS:
         if getattr(engine, name) not in (None, OffloadTo.none):
             raise ConfigError(
-                f"engine.{name}={_shown(getattr(engine, name))} is DeepSpeed's, but engine.name={engine.name.name}; use "
-                f"engine=deepspeed, or leave engine.{name} out"
+                f"engine.{name}={_shown(getattr(engine, name))} is DeepSpeed's, but engine.name={engine.name.name}; "
+                f"use engine=deepspeed, or leave engine.{name} out"
             )
 
 
@@ -66,6 +74,12 @@ def check_deepspeed(config: TrainConfig) -> None:
         raise ConfigError(
             f"engine.float8={engine.float8.name} with engine=deepspeed: torchao's float8 layers have not been tried "
             "under ZeRO's hooks; use engine.float8=none, or engine=native"
+        )
+    if engine.activation_checkpointing is ActivationCheckpointing.selective and engine.zero_stage == 3:
+        raise ConfigError(
+            "engine.activation_checkpointing=selective with engine.zero_stage=3: a block that is computed again "
+            "gathers other weights than the first time, which torch's selective checkpointing refuses; use full "
+            "or every_n, or engine.zero_stage=1 or 2"
         )
     if engine.compile and engine.zero_stage == 3:
         raise ConfigError(
@@ -111,8 +125,8 @@ def check_nvme(engine: EngineConfig) -> None:
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise ConfigError(
-            f"engine.{asked[0]}=nvme needs libaio, which DeepSpeed does not find here (apt install libaio-dev); install "
-            f"it, or use engine.{asked[0]}=cpu"
+            f"engine.{asked[0]}=nvme needs libaio, which DeepSpeed does not find here (apt install libaio-dev); "
+            f"install it, or use engine.{asked[0]}=cpu"
         )
 
 

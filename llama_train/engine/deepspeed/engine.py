@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from llama_foundation.errors import RunError
-from llama_train.config import OffloadTo, TrainConfig
+from llama_train.config import TrainConfig
 from llama_train.data.batches import MicroBatch
 from llama_train.engine.deepspeed.checks import check_deepspeed, check_nvme
 from llama_train.engine.deepspeed.mend import import_deepspeed

@@ -42,9 +42,7 @@ class Piece:
         return tensor.detach().reshape(-1).narrow(0, self.position - position, self.length)
 
 
-def rectangles(
-    shape: tuple[int, ...], start: int, stop: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def rectangles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Cut elements `start` to `stop` of a flattened tensor of one or two dimensions into (offsets, lengths), in order.
 
     A range of a matrix is at most three rectangles: the end of a row, whole rows, the beginning of a row.

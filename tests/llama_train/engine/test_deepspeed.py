@@ -64,7 +64,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         config = configured(directory, f"layout.micro_batch_size={size}")
         splits[size] = run_leg(Leg(config, 1, 0, STEPS, gradients=True), directory / f"by-{size}")
     spread = {
-        key: max(difference(a, b, key) for a in splits.values() for b in splits.values()) for key in ("loss", "grad_norm")
+        key: max(difference(a, b, key) for a in splits.values() for b in splits.values())
+        for key in ("loss", "grad_norm")
     }
     return Reference(directory, splits[8], spread)
 
