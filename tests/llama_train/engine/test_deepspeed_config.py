@@ -92,13 +92,13 @@ def test_the_pinned_extra_is_the_version_that_was_tested() -> None:
 
 def test_nvme_is_refused_without_a_path_and_without_libaio(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = deepspeed("engine.zero_stage=3", "engine.offload_optimizer=nvme").engine
-    with pytest.raises(ConfigError, match="engine.offload_optimizer=nvme needs engine.nvme_path=DIR"):
+    with pytest.raises(ConfigError, match=r"engine.offload_optimizer=nvme needs engine.nvme_path=DIR"):
         check_nvme(engine)
     engine.nvme_path = "/tmp"
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose=False: False)
-    with pytest.raises(ConfigError, match="needs libaio.*engine.offload_optimizer=cpu"):
+    with pytest.raises(ConfigError, match=r"needs libaio.*engine.offload_optimizer=cpu"):
         check_nvme(engine)
 
 
@@ -205,3 +205,14 @@ def test_the_resolved_configuration_is_one_line_and_stored_with_the_run() -> Non
     assert settings["bf16"] == {"enabled": True} and settings["data_types"] == {"grad_accum_dtype": "fp32"}
     (line,) = describe_engine(config, 4)
     assert "\n" not in line and json.loads(line.removeprefix("DeepSpeed: ")) == settings
+
+
+def test_nothing_is_compiled_at_the_start_of_0_19_8() -> None:
+    """Without the mend deepspeed 0.19.8 builds `deepspeed_shm_comm` when its communication starts on a CPU."""
+    import deepspeed
+
+    from llama_train.engine.deepspeed.mend import no_compilation_at_start
+
+    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__  # else the mend is not needed any more
+    no_compilation_at_start(deepspeed)
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False
