@@ -8,12 +8,13 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test prove bench lint format
+.PHONY: help setup quickstart test prove prove-reduced bench lint format
 help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
-	@echo "make prove       every layout against one process, in float64"
+	@echo "make prove       102 layouts against one process, in float64"
+	@echo "make prove-reduced  14 of them, for CI"
 	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
@@ -30,6 +31,8 @@ $(INSTALLED): pyproject.toml constraints-3.11.txt
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check $(TORCH)
 	@echo "Installing llama-train and what its tests need"
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-3.11.txt -e '.[test]'
+	@echo "Compiling the kernels of the data pipeline"
+	@$(VENV)/bin/python -m data_pipeline.warm_up
 	@touch $@
 
 quickstart: $(INSTALLED)
@@ -39,7 +42,10 @@ test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 prove: $(INSTALLED)
-	$(VENV)/bin/python -m llama_train.prove experiment=quickstart
+	$(VENV)/bin/python -m llama_train.prove experiment=quickstart prove.matrix=full
+
+prove-reduced: $(INSTALLED)
+	$(VENV)/bin/python -m llama_train.prove experiment=quickstart prove.matrix=reduced
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.step

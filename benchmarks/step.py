@@ -158,7 +158,7 @@ def compare_trainer(config: TrainConfig, rounds: int, repeats: int) -> None:
                 with clock.phase(step, "compute"):
                     rate = learning_rate(step, config.optimizer.learning_rate, config.schedule, config.steps)
                     result = engine.step(micro_batches, rate)
-                run.step_done(result.tokens)
+                run.step_done(result)
                 record = recorder.record(run.step, run.tokens, order.sequence_length(step), result, rate, clock.take())
                 observe(record)
                 return result.loss

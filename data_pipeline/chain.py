@@ -12,8 +12,13 @@ from typing import Any
 import xxhash
 from rich.console import Console
 
-from data_pipeline.engines.work import Block, Commit, Task, run_phase
+from data_pipeline.engines.work import Block, Commit, Engine, Task, TaskFunction, run_phase
 from data_pipeline.report import console as show
+from llama_foundation.errors import RunError
+from llama_foundation.files import checksum, publish_json
+
+NOTE = ".phase"
+"""What a phase's folder says about itself: name, place, number of tasks, whose settings."""
 
 ROWS_PER_BUCKET = 1_000_000
 """A global stage holds the keys of about this many documents per worker."""
@@ -22,20 +27,24 @@ ROWS_PER_BUCKET = 1_000_000
 class Chain:
     """Runs phases one after the other in `work`, a folder that survives a kill."""
 
-    def __init__(self, work: Path, engine: Any, console: Console, seed: int) -> None:
+    def __init__(self, work: Path, engine: Engine, console: Console, seed: int, settings: Any = None) -> None:
+        """Begin with nothing; `settings` (as JSON) are what `llama-data status` knows the run's phases by."""
         self.work = work
         self.engine = engine
         self.console = console
         self.seed = seed
+        self.settings = settings_key(settings)
         self._fingerprint = ""
+        self._phases = 0
 
     def phase(
         self,
         name: str,
         inputs: Any,
-        function: Callable[[Path, Task], Commit],
+        function: TaskFunction,
         payloads: list[Any],
         label: Callable[[Any], str],
+        before: Callable[[Path, list[Task]], None] = lambda folder, tasks: None,
     ) -> list[Commit]:
         """Do what is missing of a phase; return one commit per payload, in their order.
 
@@ -43,22 +52,42 @@ class Chain:
             inputs: what the output depends on besides the phases before and the payloads' blocks; as JSON.
             function: called as function(folder, task) in a worker, with task.payload one of `payloads`.
             label: what a payload is called in an error.
+            before: called as before(folder, tasks) before it is looked up what is missing.
         """
         self.advance(name, inputs)
         if not payloads:
             return []
         tasks = make_tasks(payloads, label)
+        folder = self.folder(name)
+        before(folder, tasks)
+        self._announce(folder, name, len(tasks))
         with show.phase(self.console, name, len(tasks)) as done:
-            return run_phase(self.engine, self.folder(name), function, tasks, done)
+            return run_phase(self.engine, folder, function, tasks, done)
 
     def advance(self, name: str, inputs: Any) -> None:
         """Chain the fingerprint: it covers this phase's inputs and all phases before it."""
         value = json.dumps([self._fingerprint, name, inputs], sort_keys=True)
         self._fingerprint = xxhash.xxh3_128_hexdigest(value.encode())
+        self._phases += 1
+
+    def _announce(self, folder: Path, name: str, tasks: int) -> None:
+        """Leave a note for `llama-data status`."""
+        note = {"name": name, "place": self._phases, "tasks": tasks, "settings": self.settings}
+        path = folder / NOTE
+        if not path.exists() or json.loads(path.read_bytes()) != note:
+            try:
+                publish_json(path, note)
+            except OSError as error:
+                raise RunError(f"{folder} cannot be written: {error.strerror}") from error
 
     def folder(self, name: str) -> Path:
         """Return where the phase that was begun last keeps its files."""
         return self.work / f"{name}-{self._fingerprint[:16]}"
+
+
+def settings_key(settings: Any) -> str:
+    """Return a short name for settings, given as JSON."""
+    return checksum(json.dumps(settings, sort_keys=True).encode())[:16]
 
 
 def make_tasks(payloads: list[Any], label: Callable[[Any], str]) -> list[Task]:

@@ -1,4 +1,4 @@
-"""The Arrow schema that every stage speaks, and what a stage sees of a document.
+"""The Arrow schema that every stage speaks, and what a stage sees of its documents.
 
 A batch is `SCHEMA` and, behind it, one float32 column per score that a filter has measured, named
 `<stage>.<score>` (null where the rule abstained).
@@ -7,13 +7,14 @@ A batch is `SCHEMA` and, behind it, one float32 column per score that a filter h
 import re
 import struct
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+
+from data_pipeline.text import Texts
 
 if TYPE_CHECKING:
     from data_pipeline.filters.measure import Measurement
@@ -46,21 +47,6 @@ cluster       record id that stands for a cluster of (near-)copies; null: none w
 copies        how many documents of the input this one stands for, itself included
 """
 
-UNSPACED_SHARE = 0.1
-"""Words are not marked by spaces in a text of which more than this share of characters is in `_UNSPACED`."""
-
-_UNSPACED = re.compile(
-    "["
-    "\u0e00-\u0eff"  # Thai, Lao
-    "\u0f00-\u109f"  # Tibetan, Myanmar
-    "\u1780-\u17ff"  # Khmer
-    "\u3040-\u30ff"  # Hiragana, Katakana
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
-    "\uff66-\uff9d"  # half-width Katakana
-    "]+"
-)
-_PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
-
 
 def record_id(source: str, file: str, row: int, url: str | None, date: str | None) -> bytes:
     """Return the 16 bytes that name a record from reading to the shards; edits of the text never change them.
@@ -87,70 +73,38 @@ def text_bytes(batch: pa.RecordBatch) -> np.ndarray:
     return pc.binary_length(batch["text"]).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-class TextView:
-    """One text with its words, lines and paragraphs, each computed at most once and shared by all rules."""
-
-    def __init__(self, text: str, language: str | None) -> None:
-        self.text = text
-        self.language = language
-
-    @cached_property
-    def words(self) -> list[str]:
-        """What stands between white space, punctuation included."""
-        return self.text.split()
-
-    @cached_property
-    def word_lengths(self) -> np.ndarray:
-        """int64 [words], in characters."""
-        return np.fromiter(map(len, self.words), np.int64, len(self.words))
-
-    @cached_property
-    def lines(self) -> list[str]:
-        """Lines that are not blank, without the white space around them."""
-        return [stripped for line in self.text.split("\n") if (stripped := line.strip())]
-
-    @cached_property
-    def paragraphs(self) -> list[str]:
-        """What stands between blank lines, without the white space around it."""
-        return [stripped for each in _PARAGRAPH_BREAK.split(self.text) if (stripped := each.strip())]
-
-    @cached_property
-    def spaced(self) -> bool:
-        """Whether the script marks words with spaces; where it does not, rules that count words abstain."""
-        if self.text.isascii():
-            return True
-        unspaced = len(self.text) - len(_UNSPACED.sub("", self.text))
-        return unspaced <= UNSPACED_SHARE * int(self.word_lengths.sum())
-
-    @property
-    def primary_language(self) -> str | None:
-        """The language without its region: `en` for `en-US` and `en_GB`."""
-        return re.split("[-_]", self.language)[0].lower() if self.language else None
-
-
 class Documents:
-    """A record batch and the views of its texts, which survive from one stage to the next."""
+    """A record batch and what is known of its texts, which survives from one stage to the next."""
 
-    def __init__(self, batch: pa.RecordBatch, views: list[TextView] | None = None) -> None:
+    def __init__(self, batch: pa.RecordBatch, texts: Texts | None = None) -> None:
         self.batch = batch
-        self._views = views
+        self._texts = texts
 
     def __len__(self) -> int:
         return self.batch.num_rows
 
     @property
-    def views(self) -> list[TextView]:
-        if self._views is None:
-            columns = zip(self.batch["text"].to_pylist(), self.batch["language"].to_pylist(), strict=True)
-            self._views = [TextView(text, language) for text, language in columns]
-        return self._views
+    def texts(self) -> Texts:
+        """The texts as columns of bytes, words and lines; what one filter has found the next one finds there."""
+        if self._texts is None:
+            self._texts = Texts.from_arrow(self.batch["text"])
+        return self._texts
+
+    def in_languages(self, languages: Sequence[str]) -> np.ndarray:
+        """Return bool [rows]: whether the language is one of `languages`, whatever the region behind it says.
+
+        `en` stands for `en-US` and `en_GB` too; a document of unknown language is in none.
+        """
+        encoded = self.batch["language"].dictionary_encode()
+        primary = [re.split("[-_]", name)[0].lower() for name in encoded.dictionary.to_pylist()]
+        known = np.array([*(name in languages for name in primary), False])
+        return known[encoded.indices.fill_null(len(primary)).to_numpy(zero_copy_only=False)]
 
     def select(self, keep: np.ndarray) -> "Documents":
         """Return the rows where `keep` (bool [rows]) is true."""
         if keep.all():
             return self
-        views = self._views and [view for view, kept in zip(self._views, keep, strict=True) if kept]
-        return Documents(self.batch.filter(pa.array(keep)), views)
+        return Documents(self.batch.filter(pa.array(keep)), self._texts and self._texts.select(keep))
 
     def with_columns(self, columns: dict[str, pa.Array]) -> "Documents":
         """Return the same records with some columns replaced or, where they are new, added."""
@@ -161,7 +115,7 @@ class Documents:
                 batch = batch.set_column(index, batch.schema.field(index), values)
             else:
                 batch = batch.append_column(name, values)
-        return Documents(batch, None if columns.keys() & {"text", "language"} else self._views)
+        return Documents(batch, None if "text" in columns else self._texts)
 
     def with_measurement(self, stage: str, measurement: "Measurement") -> "Documents":
         """Return the same records as a stage left them: edited, with its scores as columns `<stage>.<score>`."""
@@ -170,4 +124,5 @@ class Documents:
             for name, values in measurement.scores.items()
         }
         edits = {} if measurement.texts is None else {"text": measurement.texts}
-        return self.with_columns({**scores, **measurement.columns, **edits})
+        edited = self.with_columns({**scores, **measurement.columns, **edits})
+        return Documents(edited.batch, measurement.known) if edits else edited

@@ -76,7 +76,7 @@ def local_task(folder: Path, task: Task) -> Commit:
     block, stages, seed = task.payload
     statistics = [StageStatistics(name) for name, _ in stages]
     kept = []
-    for batch in _slices(load_documents(block).batch):
+    for batch in slices(load_documents(block).batch):
         documents = Documents(batch)
         for (name, settings), counts in zip(stages, statistics, strict=True):
             documents = apply_local(STAGES[name], documents, settings, counts, seed)
@@ -85,7 +85,7 @@ def local_task(folder: Path, task: Task) -> Commit:
     return Commit(write_documents(folder / f"{task.name}.arrow", Documents(whole[0])) if whole else [], statistics)
 
 
-def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Cut a partition by rows: its words as Python strings would take ten times the memory of its text."""
     numbers = np.cumsum(text_bytes(batch)) // _SLICE_BYTES
     starts = np.unique(numbers, return_index=True)[1].tolist()

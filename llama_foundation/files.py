@@ -13,6 +13,9 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+_PROCESS = os.urandom(4).hex()
+"""Process ids are unique on one machine only, and directories are shared by several."""
+
 BLOCK_BYTES = 16 * 1024 * 1024
 """Checksums are kept per block of this many bytes, so that reading one block verifies one block."""
 
@@ -44,7 +47,7 @@ def fsync_directory(directory: Path) -> None:
 def publish(path: Path) -> Iterator[BinaryIO]:
     """Open a hidden temporary file for writing; it is renamed to `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS}.partial")
     try:
         with open(temporary, "wb") as file:
             yield file

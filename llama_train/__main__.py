@@ -1,8 +1,9 @@
 """`llama-train`, also `python -m llama_train`; under torchrun for more than one process.
 
 The configuration is composed and checked once, on rank 0, and written into the run directory. The other ranks wait
-for its path, read that file and compare its hash: nobody composes twice, and a user error ends every rank before a
-process group or a GPU is held. torch is imported when there is something to train: --help and a refusal need none.
+for its path, read that file and compare its hash and the code they run: nobody composes twice, and an error ends every
+rank before a process group or a GPU is held. torch is imported when there is something to train: --help and a refusal
+need none.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError, UserError
 from llama_foundation.files import publish_text
+from llama_train.agreement import agree, difference, software
 from llama_train.config import TrainConfig
-from llama_train.environment import environment_rank
+from llama_train.environment import environment_rank, local_world_size
 from llama_train.survive.lock import RunLock
 
 if TYPE_CHECKING:
@@ -33,8 +36,8 @@ MEETING_SECONDS = 600.0
 def main() -> int:
     rank, size = environment_rank()
     if rank != 0:
-        return _follow(_meet(), rank)
-    verdict = {"status": 0}
+        return _follow(_meet(), rank, size)
+    verdict: dict[str, Any] = {"status": 0}
     store: dist.Store | None = None
 
     def lead(config: TrainConfig) -> int:
@@ -61,10 +64,12 @@ def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> i
     """Take the run directory, write the configuration, tell the other ranks, train."""
     from llama_train.engine.build import check_engine
     from llama_train.parallel.float8 import check_float8
-    from llama_train.parallel.resolve import resolve_layout
+    from llama_train.parallel.overlap import check_async_tensor_parallel
+    from llama_train.parallel.resolve import check_nodes, resolve_layout
 
     check_float8(config.engine, config.model, config.cluster.device)
-    resolve_layout(config, size)
+    check_async_tensor_parallel(config.engine, config.cluster.device)
+    check_nodes(resolve_layout(config, size), config.cluster.processes_per_node or local_world_size())
     files = check_engine(config, size)
     directory = Path(config.output) / config.name
     with RunLock(directory):
@@ -73,17 +78,35 @@ def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> i
         for name, text in files.items():
             publish_text(directory / name, text)
         verdict |= {"config": str(directory / "config.yaml"), "fingerprint": compose.fingerprint(config)}
+        verdict |= {"software": software()}
         store.set("verdict", json.dumps(verdict))
+        try:
+            agree(store, 0, size, None, MEETING_SECONDS)
+        except RunError as error:
+            return _said(error, store)
         return _train(config, store)
 
 
-def _follow(store: dist.Store, rank: int) -> int:
-    """Wait for rank 0's word, read the configuration it wrote, train."""
+def _follow(store: dist.Store, rank: int, size: int) -> int:
+    """Wait for rank 0's word, read the configuration it wrote, compare, train."""
     store.wait(["verdict"], timedelta(seconds=MEETING_SECONDS))
     verdict = json.loads(store.get("verdict"))
     if "config" not in verdict:
         return verdict["status"]
-    return _train(_read_config(Path(verdict["config"]), verdict["fingerprint"], rank), store)
+    problem = difference(software(), verdict["software"])
+    if problem is not None:
+        problem = f"rank {rank} ({platform.node()}) runs {problem} of rank 0; install the same on every node"
+    config: TrainConfig | None = None
+    try:
+        config = _read_config(Path(verdict["config"]), verdict["fingerprint"], rank)
+    except RunError as error:
+        problem = str(error)
+    try:
+        agree(store, rank, size, problem, MEETING_SECONDS)
+    except RunError as error:
+        return _said(error, store)
+    assert config is not None
+    return _train(config, store)
 
 
 def _train(config: TrainConfig, store: dist.Store) -> int:
@@ -93,9 +116,13 @@ def _train(config: TrainConfig, store: dist.Store) -> int:
     try:
         return train(config, store)
     except UserError as error:
-        if _first_to_say(str(error), store):
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _said(error, store)
+
+
+def _said(error: UserError, store: dist.Store) -> int:
+    if _first_to_say(str(error), store):
+        print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _first_to_say(message: str, store: dist.Store) -> bool:
@@ -119,7 +146,8 @@ def _read_config(path: Path, fingerprint: str, rank: int) -> TrainConfig:
             problem = f"cannot be read: {error}"
         if time.monotonic() > deadline:
             raise RunError(
-                f"rank {rank}: {path} {problem}; output must be a directory that every node sees under this path"
+                f"rank {rank} ({platform.node()}): {path} {problem}; output must be a directory that every node sees "
+                "under this path"
             )
         time.sleep(0.5)
 

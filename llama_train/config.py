@@ -291,6 +291,7 @@ class EngineConfig:
     loss_chunk: int = 2048  # tokens whose logits are held at once for the loss; 0: all
     float8: Float8 = Float8.none  # matrix multiplications of the blocks in float8 (torchao, compute capability 9.0)
     compile: bool = False  # torch.compile, block by block
+    async_tensor_parallel: bool = False  # CUDA, with compile: messages of tensor parallelism while matrices multiply
     reshard_after_forward: Reshard = Reshard.auto  # FSDP2: free gathered weights between forward and backward
     reduce_gradients: ReduceGradients = ReduceGradients.auto
     offload: bool = False  # FSDP2: weights, gradients and optimizer state in host memory, gathered block by block
@@ -393,11 +394,14 @@ class ClusterConfig:
     device: str = "auto"  # auto, cpu or cuda
     peak_tflops: float | None = None  # dense bf16 TFLOP/s per device, for MFU; null: looked up by device name
     nccl: dict[str, str] = field(default_factory=dict)  # environment of NCCL and Gloo, set before they start
+    processes_per_node: int | None = None  # that share the fastest network; null: as many as the launcher started here
     numa_binding: bool = False  # each process on the cores next to its device; without devices, on cores of its own
 
     def check(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"cluster.device={self.device}; use auto, cpu or cuda")
+        if self.processes_per_node is not None:
+            _at_least("cluster.processes_per_node", self.processes_per_node, 1)
         for name, value in self.nccl.items():
             if not re.fullmatch(r"(NCCL|TORCH_NCCL|GLOO)_[A-Z0-9_]+", name) and name not in COMMUNICATION_VARIABLES:
                 raise ConfigError(

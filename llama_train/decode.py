@@ -62,7 +62,7 @@ def generate_together(
     def passes() -> Iterator[None]:
         for batch in mine:
             yield from generate(
-                functools.partial(cached, model),
+                functools.partial(cached if isinstance(model, Llama) else reread, model),
                 [rows[number] for number in batch],
                 [chosen[number] for number in batch],
                 vocabulary_size,
@@ -175,6 +175,32 @@ def cached(model: Llama, lengths: list[int], slots: int) -> Iterator[NextLogits]
         for attention in attentions:
             del attention.forward
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def reread(model: Callable[[torch.Tensor], torch.Tensor], lengths: list[int], slots: int) -> Iterator[NextLogits]:
+    """Give what `cached` gives, of a model that is cut over ranks: it remembers nothing and reads all again.
+
+    Args:
+        model: tokens [B, S] to logits [B, S, V]; a token does not depend on those behind it.
+        lengths, slots: as for `cached`.
+    """
+    padding = torch.tensor([max(lengths) - length for length in lengths])
+    read: list[torch.Tensor] = []
+
+    def next_logits(tokens: torch.Tensor) -> torch.Tensor:
+        read.append(tokens)
+        whole = torch.cat(read, dim=1)
+        padding_B = padding.to(whole.device)
+        total = whole.shape[1]
+        assert total <= slots, (total, slots)
+        # Rows are moved to the left, where positions begin; what comes in behind them is never looked at.
+        index = (torch.arange(total, device=whole.device) + padding_B[:, None]).clamp(max=total - 1)
+        last_B = (total - 1 - padding_B).clamp(min=0)
+        logits_BSV = model(whole.gather(1, index))
+        return logits_BSV[torch.arange(len(lengths)), last_B.to(logits_BSV.device)]
+
+    yield next_logits
 
 
 class _Rows:

@@ -21,7 +21,7 @@ from llama_train.data.amendments import AMENDMENTS, Amendment, read_amendments
 from llama_train.data.batches import check_validation
 from llama_train.data.order import TokenOrder, check_vocabulary
 from llama_train.distributed import World
-from llama_train.engine.engine import Engine
+from llama_train.engine.engine import Engine, StepResult
 from llama_train.model.size import parameter_count
 from llama_train.observe.observers import Observers
 from llama_train.observe.summary import write_summary
@@ -53,6 +53,7 @@ class Run:
         self.step = 0  # optimizer steps done
         self.tokens = 0  # valid tokens seen
         self.logger_ids: dict[str, str] = {}
+        self._bubbles: list[float] = []  # of the steps of this process
         self._saved: int | None = None  # the newest step that needs no checkpoint any more
 
     @property
@@ -138,6 +139,14 @@ class Run:
             f"{self.directory}: {self.config.model.name}, {parameters:,} parameters, {layout.describe()}, "
             f"{order.tokens_per_step(self.step):,} tokens a step"
         )
+        if layout.pipeline > 1:
+            from llama_train.parallel.bubble import ideal_bubble  # torch's schedules take a second to import
+
+            count = order.batch_size(self.step) // (layout.data_world * layout.micro_batch_size)
+            observe.phase(
+                f"pipeline_schedule={layout.config.pipeline_schedule.name}, {count} micro-batches: a bubble of "
+                f"{ideal_bubble(layout, count):.1%} if all stages took the same time"
+            )
         if self.shards.tokenizer.vocabulary_size < self.config.model.vocab_size:
             observe.phase(
                 f"the shards' tokenizer has {self.shards.tokenizer.vocabulary_size} tokens; the rest of "
@@ -152,6 +161,9 @@ class Run:
         if not finished:
             why = f"asked to stop by {stopped_by}" if stopped_by else f"stop_at_step={self.config.stop_at_step}"
             observe.event(self.step, f"{why}; the same command goes on after step {self.step}")
+        if self._bubbles:
+            mean = sum(self._bubbles) / len(self._bubbles)
+            observe.event(self.step, f"pipeline bubble: {mean:.1%} of the passes' time", {"pipeline_bubble": mean})
         if self.world.main and self.step > 0:
             write_summary(
                 self.directory / "summary.json",
@@ -163,10 +175,12 @@ class Run:
                 report=self.directory / "report.html",
             )
 
-    def step_done(self, tokens: int) -> None:
-        """Count a finished optimizer step of `tokens` valid tokens."""
+    def step_done(self, result: StepResult) -> None:
+        """Count a finished optimizer step."""
         self.step += 1
-        self.tokens += tokens
+        self.tokens += result.tokens
+        if result.pipeline_bubble is not None:
+            self._bubbles.append(result.pipeline_bubble)
 
     def checkpoint_due(self) -> bool:
         every = self.config.checkpoint.every

@@ -20,6 +20,7 @@ from llama_train.observe.inside import Inside
 from llama_train.observe.observers import Observers
 from llama_train.observe.record import Recorder
 from llama_train.optimizer.schedule import learning_rate
+from llama_train.parallel.layout import make_request_group
 from llama_train.parallel.resolve import resolve_layout
 from llama_train.run import Run
 from llama_train.survive.anomalies import describe_non_finite
@@ -56,6 +57,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
         run.check(order)
         engine = build_engine(config, layout, world.device)
         run.load(engine)
+        requests = make_request_group(layout, config.engine.timeout_seconds)
         with (
             Observers(config, directory, world.main, world.size, run.step, None, run.logger_ids) as observe,
             Inside(config, world, directory, engine, observe) as inside,
@@ -84,7 +86,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                         ) from None
                 with clock.phase(step, "inside"):
                     inside.end(step + 1)
-                run.step_done(result.tokens)
+                run.step_done(result)
                 garbage.step_done(run.step)
                 # The record is on disk before the checkpoint that makes the step permanent.
                 observe(recorder.record(run.step, run.tokens, order.sequence_length(step), result, rate, clock.take()))
@@ -97,7 +99,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                 if run.tasks_due():
                     with clock.phase(step, "validation"):
                         tell = partial(observe.event, run.step)
-                        observe.values(run.step, "tasks", run_tasks(engine, config, run.shards, world.control, tell))
+                        observe.values(run.step, "tasks", run_tasks(engine, config, run.shards, requests, tell))
                 if run.checkpoint_due():
                     with clock.phase(step, "checkpoint"):
                         run.save(engine, order, observe.logger_ids())

@@ -77,9 +77,12 @@ def load_tasks(settings: ValidationConfig) -> list[Task]:
 
 
 def run_tasks(
-    engine: Engine, config: TrainConfig, shards: ShardRoot, group: dist.ProcessGroup, tell: Callable[[str], None]
+    engine: Engine, config: TrainConfig, shards: ShardRoot, group: dist.ProcessGroup | None, tell: Callable[[str], None]
 ) -> dict[str, float]:
     """Run the tasks on the live model, on all ranks; return "task/metric" → value.
+
+    Args:
+        group: the ranks that answer different requests (`parallel.layout.make_request_group`).
 
     A task that cannot be run is left out, and `tell` is told why: no run should end for that.
     """

@@ -5,17 +5,21 @@ on the documents alone, so the survivors are the same for any number of workers 
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from data_pipeline.batches import load_documents, write_documents
 from data_pipeline.chain import Chain, all_blocks, block_label
 from data_pipeline.counting import count_batch
+from data_pipeline.dedup.shuffle import by_bucket
 from data_pipeline.document import Documents, text_bytes
 from data_pipeline.engines.work import Block, Commit, Task, group_blocks, read_block, total_statistics
 from data_pipeline.filters.measure import KEEP, Measurement
@@ -64,14 +68,13 @@ RANK_SCHEMA = pa.schema(
 def rank(documents: Documents, order: KeepOrder) -> pa.Table:
     """Return RANK_SCHEMA, one row per document: its scope as a hash, and its place in the order of who stays."""
     batch = documents.batch
-    sources = batch["source"].to_pylist()
-    priorities = {source: place for place, source in enumerate(order.source_priority)}
+    priorities = pc.index_in(batch["source"], pa.array(order.source_priority, batch["source"].type))
     return pa.table(
         [
-            pa.array(_scopes(batch, sources, order), pa.uint64()),
-            pa.array(~batch["published"].to_numpy(zero_copy_only=False)),
-            pa.array([priorities.get(source, len(priorities)) for source in sources], pa.int32()),
-            pa.array(_preferences(batch, order), pa.binary()),
+            pa.array(scopes(batch, order)),
+            pc.invert(batch["published"]),
+            priorities.fill_null(len(order.source_priority)),
+            _preferences(batch, order),
             batch["record_id"],
         ],
         schema=RANK_SCHEMA,
@@ -83,30 +86,37 @@ def sort_keys(table: pa.Table) -> list[tuple[str, str]]:
     return [(name, "ascending") for name in ("unpublished", "priority", "preference", "record_id")]
 
 
-def _scopes(batch: pa.RecordBatch, sources: list[str], order: KeepOrder) -> list[int]:
+def scopes(batch: pa.RecordBatch, order: KeepOrder) -> np.ndarray:
+    """Return uint64 [documents]: a hash of the scope in which each one's copies are looked for."""
     if order.scope is Scope.corpus:
-        return [0] * batch.num_rows
-    if order.scope is Scope.source:
-        names = sources
-    else:
+        return np.zeros(batch.num_rows, np.uint64)
+    column = batch["source" if order.scope is Scope.source else "file"].dictionary_encode()
+    names = column.dictionary.to_pylist()
+    if order.scope is Scope.dump:
         pattern = re.compile(order.dump_pattern)
-        found = {file: pattern.search(file) for file in set(batch["file"].to_pylist())}
-        names = [match.group() if (match := found[file]) else "" for file in batch["file"].to_pylist()]
-    hashes = {name: xxhash.xxh3_64_intdigest(name.encode()) for name in set(names)}
-    return [hashes[name] for name in names]
+        names = [match.group() if (match := pattern.search(file)) else "" for file in names]
+    hashes = np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in names], np.uint64)
+    return hashes[column.indices.to_numpy(zero_copy_only=False)]
 
 
-def _preferences(batch: pa.RecordBatch, order: KeepOrder) -> list[bytes]:
-    """Return bytes that sort ascending from best to worst; a document without the value comes last."""
+def plain(settings: Any) -> dict[str, Any]:
+    """Return settings as JSON has them."""
+    return {key: getattr(value, "value", value) for key, value in asdict(settings).items()}
+
+
+def _preferences(batch: pa.RecordBatch, order: KeepOrder) -> pa.Array:
+    """Return binary [documents] that sorts ascending from best to worst; a document without the value comes last."""
+    if order.prefer is Prefer.nothing:
+        return pa.repeat(pa.scalar(b"", pa.binary()), batch.num_rows)
     if order.prefer is Prefer.newest:
         dates = batch["date"].to_pylist()
-        return [b"\xff" if date is None else bytes(255 - byte for byte in date.encode()) + b"\xfe" for date in dates]
-    if order.prefer is Prefer.longest:
-        return [int(2**63 - size).to_bytes(8, "big") for size in text_bytes(batch).tolist()]
-    if order.prefer is Prefer.best_score:
+        found = [b"\xff" if date is None else bytes(255 - byte for byte in date.encode()) + b"\xfe" for date in dates]
+    elif order.prefer is Prefer.longest:
+        found = [int(2**63 - size).to_bytes(8, "big") for size in text_bytes(batch).tolist()]
+    else:
         scores = batch[order.score].to_numpy(zero_copy_only=False).astype(np.float64)
-        return [b"\xff" if np.isnan(score) else _descending(score) for score in scores]
-    return [b""] * batch.num_rows
+        found = [b"\xff" if np.isnan(score) else _descending(score) for score in scores]
+    return pa.array(found, pa.binary())
 
 
 def _descending(value: float) -> bytes:
@@ -127,47 +137,45 @@ DECISION_SCHEMA = pa.schema(
 """One row per document that has copies: where it is, and what became of it. `copies` counts the whole cluster."""
 
 
-def by_block(decisions: pa.Table) -> list[tuple[str, pa.Table]]:
-    """Return (block number, its decisions) in the form that `write_blocks` takes."""
+def by_block(decisions: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (block number, its decisions) in the form that `write_blocks` takes."""
     decisions = decisions.sort_by([("block", "ascending"), ("row", "ascending")])
-    numbers, starts = np.unique(decisions["block"].to_numpy(), return_index=True)
-    ends = [*starts[1:].tolist(), decisions.num_rows][: len(starts)]
-    return [
-        (str(number), decisions.slice(start, end - start))
-        for number, start, end in zip(numbers.tolist(), starts.tolist(), ends, strict=True)
-    ]
+    return by_bucket(decisions, decisions["block"].to_numpy())
 
 
 def take_out(
-    chain: Chain, name: str, reason: str, blocks: list[Block], decided: list[Commit]
+    chain: Chain, name: str, reason: str, blocks: list[Block], decided: list[Commit], before: Sequence[Commit] = ()
 ) -> tuple[list[Block], list[StageStatistics]]:
     """Drop what was decided; survivors get their cluster and its number of copies.
 
     Args:
         decided: commits whose blocks hold DECISION_SCHEMA, grouped by the number of the block they are about.
+        before: commits of earlier phases whose statistics belong to the stage.
     """
     decisions = group_blocks(decided)
     payloads = [
         (block, name, reason, decisions.get(str(number), []), chain.seed) for number, block in enumerate(blocks)
     ]
     commits = chain.phase(name, None, _take_out_task, payloads, block_label)
-    return all_blocks(commits), total_statistics([*commits, *decided], [name])
+    return all_blocks(commits), total_statistics([*commits, *decided, *before], [name])
 
 
 def _take_out_task(folder: Path, task: Task) -> Commit:
     block, name, reason, decided, seed = task.payload
     documents = load_documents(block)
     verdicts = np.full(len(documents), KEEP, np.int64)
-    clusters = documents.batch["cluster"].to_pylist()
-    copies = documents.batch["copies"].to_numpy().copy()
-    for each in decided:
-        decisions = read_block(each)
+    marked = documents
+    if decided:
+        decisions = pa.concat_tables([read_block(each) for each in decided])
         rows = decisions["row"].to_numpy()
         verdicts[rows[decisions["dropped"].to_numpy()]] = 0
+        copies = documents.batch["copies"].to_numpy().copy()
         copies[rows] = decisions["copies"].to_numpy()
-        for row, cluster in zip(rows.tolist(), decisions["cluster"].to_pylist(), strict=True):
-            clusters[row] = cluster
-    marked = documents.with_columns({"cluster": pa.array(clusters, pa.binary(16)), "copies": pa.array(copies)})
+        place = np.full(len(documents), -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        clusters = decisions["cluster"].combine_chunks().take(pa.array(place, mask=place < 0))
+        clusters = pc.coalesce(clusters, documents.batch["cluster"])
+        marked = documents.with_columns({"cluster": clusters, "copies": pa.array(copies)})
     kept = marked.select(verdicts == KEEP)
     statistics = StageStatistics(name)
     count_batch(statistics, documents, kept, verdicts, [reason], Measurement({}), [], seed)

@@ -1,8 +1,7 @@
 """The default engine: processes on this machine.
 
-An engine has one verb that it must bring itself, `map`; the other, shuffle, is `map` to files grouped by bucket, a
-barrier, and `map` over the buckets (`engines/work.py`). Results come back in the order of the items, whoever made
-them first.
+Results come back in the order of the items, whoever made them first. A worker holds one task at a time, so the memory
+of the machine is `workers` times that of a task.
 """
 
 import multiprocessing
@@ -10,21 +9,30 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from data_pipeline.engines.work import Commit, Task, TaskFunction, perform_task
 from llama_foundation import errors
 from llama_foundation.errors import RunError, UserError
 
 
 class LocalEngine:
-    """A pool of `workers` processes, started on first use; with one worker everything runs in this process."""
+    """A pool of `workers` processes, started when they are needed.
 
-    def __init__(self, workers: int) -> None:
+    Args:
+        workers: 0: one per core.
+        inline: with one worker, everything runs in this process.
+    """
+
+    def __init__(self, workers: int, inline: bool = True) -> None:
         self.workers = workers or len(os.sched_getaffinity(0))
+        self._inline = inline and self.workers == 1
         self._processes: list[Any] = []
         self._connections: list[Connection] = []
 
@@ -44,6 +52,12 @@ class LocalEngine:
             connection.close()
         self._processes, self._connections = [], []
 
+    def perform(
+        self, folder: Path, function: TaskFunction, tasks: list[Task], done: Callable[[int], None]
+    ) -> list[Commit]:
+        """Do the tasks (see `work.Engine`)."""
+        return self.map(partial(perform_task, function, folder), tasks, lambda task: task.label, lambda: done(1))
+
     def map(
         self,
         function: Callable[[Any], Any],
@@ -55,6 +69,7 @@ class LocalEngine:
 
         Args:
             function: importable by name, and so are the items and results (they travel between processes).
+            items: the next one is asked for when a worker is free for it.
             name: what an item is called in an error.
             done: called in this process whenever an item is finished.
 
@@ -62,29 +77,37 @@ class LocalEngine:
             UserError: raised by `function`, passed on as it is.
             RunError: `function` failed otherwise, or the process that ran it died; the item is named.
         """
-        todo = list(items)
-        if self.workers == 1 or len(todo) < 2:
+        if self._inline:
             results = []
-            for item in todo:
+            for item in items:
                 results.append(function(item))
                 done()
             return results
         try:
-            return self._map(function, todo, name, done)
+            return self._map(function, iter(items), name, done)
         except BaseException:
             self.close()
             raise
 
-    def _map(self, function: Callable, todo: list, name: Callable, done: Callable) -> list[Any]:
-        self._start(min(self.workers, len(todo)))
-        results: list[Any] = [None] * len(todo)
+    def _map(self, function: Callable, items: Iterator, name: Callable, done: Callable) -> list[Any]:
+        results: list[Any] = []
+        names: list[str] = []
         busy: dict[int, int] = {}  # worker -> index of its item
-        following = 0
-        for worker, connection in enumerate(self._connections):
-            if following < len(todo):
-                connection.send((function, todo[following]))
-                busy[worker] = following
-                following += 1
+
+        def give(worker: int) -> bool:
+            for item in items:
+                if worker == len(self._processes):
+                    self._start()
+                self._connections[worker].send((function, item))
+                busy[worker] = len(results)
+                results.append(None)
+                names.append(name(item))
+                return True
+            return False
+
+        for worker in range(self.workers):
+            if not give(worker):
+                break
         while busy:
             handles = {self._connections[worker]: worker for worker in busy}
             for connection in wait(list(handles)):
@@ -93,26 +116,22 @@ class LocalEngine:
                 try:
                     succeeded, value = connection.recv()
                 except (EOFError, OSError):
-                    raise self._death(worker, name(todo[index])) from None
+                    raise self._death(worker, names[index]) from None
                 if not succeeded:
-                    raise _error(value, name(todo[index]))
+                    raise as_error(value, names[index])
                 results[index] = value
                 done()
-                if following < len(todo):
-                    connection.send((function, todo[following]))
-                    busy[worker] = following
-                    following += 1
+                give(worker)
         return results
 
-    def _start(self, wanted: int) -> None:
+    def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        while len(self._processes) < wanted:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._connections.append(ours)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes.append(process)
+        self._connections.append(ours)
 
     def _death(self, worker: int, item: str) -> RunError:
         process = self._processes[worker]
@@ -138,13 +157,17 @@ def _work(connection: Connection) -> None:
             function, item = connection.recv()
         except EOFError:
             return
-        try:
-            answer = (True, function(item))
-        except UserError as error:
-            answer = (False, (type(error).__name__, str(error)))
-        except Exception as error:
-            answer = (False, ("", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
-        connection.send(answer)
+        connection.send(attempt(function, item))
+
+
+def attempt(function: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
+    """Return (True, function(item)), or (False, what `as_error` makes an error of again, in another process)."""
+    try:
+        return True, function(item)
+    except UserError as error:
+        return False, (type(error).__name__, str(error))
+    except Exception as error:
+        return False, ("", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
 
 
 def _die_with_parent() -> None:
@@ -155,7 +178,8 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _error(value: tuple[str, str], item: str) -> UserError:
+def as_error(value: tuple[str, str], item: str) -> UserError:
+    """Return the error that `attempt` caught while it worked on `item`."""
     kind, message = value
     if kind:
         return getattr(errors, kind, RunError)(message)

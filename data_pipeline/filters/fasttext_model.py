@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.filters.words import text_buffers
+from data_pipeline.filters.word_hashes import text_buffers
 
 _MAGIC, _VERSION = 793712314, 12
 _HIERARCHICAL_SOFTMAX, _SUPERVISED = 1, 3

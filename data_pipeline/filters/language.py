@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from data_pipeline.document import Documents
 from data_pipeline.filters.fasttext_model import Model, read_model
 from data_pipeline.filters.measure import Measurement, Rule
-from data_pipeline.filters.words import text_buffers
+from data_pipeline.filters.word_hashes import text_buffers
 from llama_foundation.errors import ConfigError
 
 NAME = "language"

@@ -1,7 +1,7 @@
 """Word lists: how much of a text is on the list of its language.
 
-Entries are words or phrases and match whole words only (`words.py`), whatever their case; in scripts without spaces
-between words every character counts as one, so there an entry matches inside of longer words too.
+Entries are words or phrases and match whole words only (`word_hashes.py`), whatever their case; in scripts without
+spaces between words every character counts as one, so there an entry matches inside of longer words too.
 """
 
 import gzip
@@ -13,7 +13,7 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.filters.words import extend, words_of
+from data_pipeline.filters.word_hashes import extend, words_of
 from llama_foundation.errors import DataError
 
 SHIPPED = Path(__file__).parent / "data" / "ldnoobw.tsv.gz"

@@ -1,8 +1,8 @@
 """A linear model over hashed word n-grams: logistic regression, the classifier behind `quality` and `nsfw`.
 
-The features of a text are its different word 1- to n-grams (`words.py`), each hashed into one of 2**bits buckets; each
-bucket that occurs counts 1 / sqrt(how many occur), so that a text has length 1 whatever its size. Training is AdaGrad
-(Duchi, Hazan and Singer 2011) over the documents in a keyed-hash order, one after the other, in float64 with
+The features of a text are its different word 1- to n-grams (`word_hashes.py`), each hashed into one of 2**bits buckets;
+each bucket that occurs counts 1 / sqrt(how many occur), so that a text has length 1 whatever its size. Training is
+AdaGrad (Duchi, Hazan and Singer 2011) over the documents in a keyed-hash order, one after the other, in float64 with
 IEEE + − × ÷ and sqrt only: the same texts and settings give the same bytes.
 """
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from data_pipeline.filters.words import extend, words_of
+from data_pipeline.filters.word_hashes import extend, words_of
 from llama_foundation.errors import DataError
 
 FORMAT = "llama-train linear 1"

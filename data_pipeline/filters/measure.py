@@ -12,6 +12,8 @@ from math import inf
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.text import Texts
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -33,6 +35,7 @@ class Measurement:
 
     scores: dict[str, np.ndarray]  # name -> float64 [documents], NaN where the rule abstains
     texts: pa.LargeStringArray | None = None  # the edited texts; None: not edited
+    known: Texts | None = None  # the edited texts again, with what the filter knows of them already
     columns: dict[str, pa.Array] = field(default_factory=dict)  # other columns to set, such as `language`
     drops: dict[str, np.ndarray] = field(default_factory=dict)  # reason -> bool [documents], where no threshold decides
     counts: dict[str, int] = field(default_factory=dict)  # what was edited, by rule: lines removed, addresses masked

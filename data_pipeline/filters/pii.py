@@ -15,7 +15,7 @@ import pyarrow as pa
 from data_pipeline.document import Documents
 from data_pipeline.filters.measure import Measurement, Rule
 from data_pipeline.filters.personal_data import COLON, DIGITS, KIND_NAMES, MAIL, SHAPED, Kind, kinds, match_at
-from data_pipeline.filters.words import text_buffers
+from data_pipeline.filters.word_hashes import text_buffers
 from llama_foundation.errors import ConfigError
 
 NAME = "pii"

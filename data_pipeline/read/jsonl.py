@@ -9,13 +9,14 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import orjson
 import zstandard
 
 from data_pipeline.config import InputConfig
 from data_pipeline.read.pieces import InputFile, Piece
-from data_pipeline.read.rows import Rows
+from data_pipeline.read.rows import BadRecordError, Rows
 from data_pipeline.read.storage import open_file
 
 READ_BYTES = 1024 * 1024
@@ -79,20 +80,42 @@ def read(piece: Piece, settings: InputConfig, rows: Rows) -> Iterator[None]:
 def _add_line(rows: Rows, row: int, line: bytes | None, size: int) -> None:
     if line is None:
         return rows.problem(row, "line_too_long", size, f"a line of {size} bytes")
-    shown = line[:2000].decode("utf-8", "replace")
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        record = None
+    if not isinstance(record, dict) or not rows.kinds(record).isdisjoint(_INEXACT):
+        try:
+            record = _by_the_standard_library(line, row)
+        except BadRecordError as problem:
+            shown = line[:2000].decode("utf-8", "replace") if str(problem) != "blank_line" else ""
+            return rows.problem(row, str(problem), size, shown)
+    return rows.add(row, record, size)
+
+
+_INEXACT = {float, list, dict}
+"""Types of values in which orjson may have rounded an integer of more than 64 bits."""
+
+
+def _by_the_standard_library(line: bytes, row: int) -> dict[str, Any]:
+    """Read what orjson refuses or rounds: NaN, numbers of any size, half of a surrogate pair, a byte order mark.
+
+    Raises:
+        BadRecordError: what is wrong with the line.
+    """
     try:
         text = line.decode("utf-8-sig" if row == 0 else "utf-8")
     except UnicodeDecodeError:
-        return rows.problem(row, "invalid_utf8", size, shown)
+        raise BadRecordError("invalid_utf8") from None
     if not text.strip():
-        return rows.problem(row, "blank_line", size, "")
+        raise BadRecordError("blank_line")
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
-        return rows.problem(row, "invalid_json", size, shown)
+        raise BadRecordError("invalid_json") from None
     if not isinstance(record, dict):
-        return rows.problem(row, "not_an_object", size, shown)
-    return rows.add(row, record, size)
+        raise BadRecordError("not_an_object")
+    return record
 
 
 def _compressed(path: str) -> bool:

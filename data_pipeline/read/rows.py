@@ -1,9 +1,11 @@
 """Turns raw records into record batches, and counts each one that cannot become a document."""
 
 import json
+from itertools import accumulate
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 
 from data_pipeline.config import InputConfig
@@ -71,6 +73,10 @@ class Rows:
         self.without_text += values["text"] is None
         self.add_document(row, values, size)
 
+    def kinds(self, record: dict[str, Any]) -> set[type]:
+        """Return the types of the values of a record that would be kept."""
+        return {type(record.get(column)) for column in self.columns.values()}
+
     def add_document(self, row: int, values: dict[str, Any], size: int) -> None:
         """Add a record by the roles of its values: text, and source, url, date ... where it has them."""
         try:
@@ -97,7 +103,9 @@ class Rows:
         """Return what was collected since the last call, or None."""
         if not self._waiting["text"]:
             return None
-        table = pa.table([pa.array(self._waiting[field.name], field.type) for field in SCHEMA], SCHEMA)
+        columns = {name: values for name, values in self._waiting.items() if name != "text"}
+        arrays = {name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}
+        table = pa.table([*arrays.values(), _joined(self._waiting["text"])], SCHEMA)
         self._waiting = {name: [] for name in SCHEMA.names}
         self.bytes = 0
         return table
@@ -115,9 +123,7 @@ class Rows:
     def _add(self, row: int, values: dict[str, Any]) -> None:
         if values["text"] is None:
             raise BadRecordError("missing_text")
-        text = _decoded(values["text"], "text_is_not_a_string")
-        if not text.strip():
-            raise BadRecordError("empty_text")
+        text = _encoded(values["text"])
         source = self.default_source
         if values.get("source") not in (None, "", b""):
             source = source_name(_decoded(values["source"], "source_is_not_a_string"))
@@ -135,10 +141,31 @@ class Rows:
         }
         for name, waiting in self._waiting.items():
             waiting.append(document[name])
-        size = len(text.encode())
+        size = len(text)
         self.statistics.count(self.statistics.seen, source, plain["language"], size)
         self.statistics.count(self.statistics.kept, source, plain["language"], size)
         self.bytes += size
+
+
+def _encoded(text: Any) -> bytes:
+    """Return a text in UTF-8: once, since from here on it is bytes."""
+    try:
+        encoded, decoded = (text, text.decode()) if isinstance(text, bytes) else (text.encode(), text)
+    except UnicodeDecodeError as error:
+        raise BadRecordError("invalid_utf8") from error
+    except UnicodeEncodeError as error:
+        raise BadRecordError("lone_surrogate") from error
+    except AttributeError as error:
+        raise BadRecordError("text_is_not_a_string") from error
+    if not decoded or decoded.isspace():
+        raise BadRecordError("empty_text")
+    return encoded
+
+
+def _joined(texts: list[bytes]) -> pa.LargeStringArray:
+    """Return texts in valid UTF-8 as a column, copied once."""
+    offsets = np.fromiter(accumulate(map(len, texts), initial=0), np.int64, len(texts) + 1)
+    return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
 
 
 def _decoded(value: Any, problem: str) -> str:

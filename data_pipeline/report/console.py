@@ -14,6 +14,15 @@ from data_pipeline.report.statistics import StageStatistics, total
 TOP_REASONS = 3
 
 
+def preset(console: Console, name: str, stages: list[str], departures: list[str]) -> None:
+    """Print which stages run, and where the preset departs from its paper and why."""
+    told = [f"{name}: {', '.join(stages)}"]
+    if departures:
+        told += [f"{name} departs from its paper:", *(f"- {departure}" for departure in departures)]
+    for line in told:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def phase(console: Console, name: str, tasks: int) -> Iterator[Callable[[int], None]]:
     """Show the progress of a phase; yields what to call with the number of tasks newly finished."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.shards.format import token_dtype
 from llama_foundation.errors import DataError
-from llama_foundation.files import BLOCK_BYTES, checksum, publish_json
+from llama_foundation.files import BLOCK_BYTES, checksum, checksum_file, publish_json
 
 MANIFEST = "manifest.json"
 ROOT = "shards.json"
@@ -293,13 +293,13 @@ def read_shards_json(directory: Path) -> tuple[ShardTokenizer, dict[str, dict[st
 
 
 def file_checksum(path: Path) -> str:
-    """Return the checksum of a small file.
+    """Return the checksum of a file.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        return checksum(path.read_bytes())
+        return checksum_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -102,7 +102,8 @@ class ShardSet:
         return range(index.document_at(start), index.document_at(start + count - 1) + 1)
 
     def provenance(self, shard: int, document: int) -> dict[str, Any]:
-        """Return where a document comes from: record_id, source, file, row, url, language, first_words.
+        """Return where a document comes from: record_id, source, file, row, url, language, first_words, and more where
+        the shards have more.
 
         Raises:
             DataError: the provenance file is damaged.

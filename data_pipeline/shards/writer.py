@@ -45,7 +45,7 @@ PROVENANCE = pa.schema(
         pa.field("first_words", pa.string(), nullable=False),
     ]
 )
-"""The columns of `.provenance.parquet`; its rows are the documents of the shard, in order."""
+"""The columns that every `.provenance.parquet` has; its rows are the documents of the shard, in order."""
 
 _ROW_GROUP = 4096  # documents; what a reader loads to answer for one
 
@@ -61,10 +61,16 @@ class ShardSetWriter:
         tokenizer_fingerprint: of the tokenizer that made the ids.
         vocabulary_size: every token id is below it.
         max_shard_bytes: a `.bin` file is closed before it would exceed this; only a longer document exceeds it.
+        provenance: the columns of the sidecar: those of `PROVENANCE`, and any others behind them.
     """
 
     def __init__(
-        self, directory: Path, tokenizer_fingerprint: str, vocabulary_size: int, max_shard_bytes: int = 8 << 30
+        self,
+        directory: Path,
+        tokenizer_fingerprint: str,
+        vocabulary_size: int,
+        max_shard_bytes: int = 8 << 30,
+        provenance: pa.Schema = PROVENANCE,
     ) -> None:
         self._directory = Path(directory)
         self._temporary = self._directory.with_name(f".{self._directory.name}.{os.getpid()}.partial")
@@ -72,6 +78,7 @@ class ShardSetWriter:
         self._vocabulary_size = vocabulary_size
         self._dtype = token_dtype(vocabulary_size)
         self._max_shard_bytes = max_shard_bytes
+        self._provenance = provenance
         self._shards: list[ShardEntry] = []
         self._open: _OpenShard | None = None
 
@@ -90,14 +97,14 @@ class ShardSetWriter:
 
         Args:
             token_ids: whole numbers [tokens], bos and eos included.
-            provenance: a value for every column of `PROVENANCE`; `url` and `language` may be None.
+            provenance: a value for every column of the sidecar; `url` and `language` may be None.
 
         Raises:
             DataError: no tokens, too many for the format, an id outside the vocabulary, or the disk refuses.
         """
         assert token_ids.ndim == 1, token_ids.shape
         assert token_ids.dtype.kind in "iu", token_ids.dtype
-        assert set(provenance) == set(PROVENANCE.names), sorted(provenance)
+        assert set(provenance) == set(self._provenance.names), sorted(provenance)
         where = f"{provenance['file']} row {provenance['row']}"
         if not 0 < len(token_ids) <= LONGEST_SEQUENCE:
             raise DataError(f"{where}: {len(token_ids)} tokens; a document has between 1 and {LONGEST_SEQUENCE}")
@@ -111,7 +118,7 @@ class ShardSetWriter:
         if self._open and self._open.bytes + size > self._max_shard_bytes:
             self._close_shard()
         if self._open is None:
-            self._open = _OpenShard(self._temporary, len(self._shards), self._dtype)
+            self._open = _OpenShard(self._temporary, len(self._shards), self._dtype, self._provenance)
         self._open.add(token_ids, provenance)
 
     def __exit__(
@@ -152,15 +159,16 @@ class ShardSetWriter:
 class _OpenShard:
     """The shard being written."""
 
-    def __init__(self, directory: Path, number: int, dtype: np.dtype) -> None:
+    def __init__(self, directory: Path, number: int, dtype: np.dtype, provenance: pa.Schema) -> None:
         stem = f"shard-{number:05d}"
         self._dtype = dtype
+        self._schema = provenance
         self._lengths = array.array("i")
-        self._rows: dict[str, list] = {name: [] for name in PROVENANCE.names}
+        self._rows: dict[str, list] = {name: [] for name in provenance.names}
         self._tokens = BlockFile(directory / f"{stem}.bin")
         self._index = BlockFile(directory / f"{stem}.idx")
         self._provenance = BlockFile(directory / f"{stem}.provenance.parquet")
-        self._parquet = pq.ParquetWriter(pa.PythonFile(self._provenance, mode="w"), PROVENANCE, compression="zstd")
+        self._parquet = pq.ParquetWriter(pa.PythonFile(self._provenance, mode="w"), provenance, compression="zstd")
         self.bytes = 0
 
     def add(self, token_ids: np.ndarray, provenance: Mapping[str, Any]) -> None:
@@ -196,7 +204,7 @@ class _OpenShard:
         self._parquet.close()  # else it closes itself later, and complains
 
     def _write_rows(self) -> None:
-        self._parquet.write_table(pa.table(self._rows, schema=PROVENANCE), row_group_size=_ROW_GROUP)
+        self._parquet.write_table(pa.table(self._rows, schema=self._schema), row_group_size=_ROW_GROUP)
         for values in self._rows.values():
             values.clear()
 

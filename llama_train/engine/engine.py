@@ -33,6 +33,7 @@ class StepResult:
     loss: float  # mean over the valid tokens of the global batch, before the update
     grad_norm: float  # global L2 norm before clipping
     tokens: int  # valid (counted) tokens of the global batch
+    pipeline_bubble: float | None = None  # share of the passes' time that pipeline ranks computed nothing
 
 
 class Engine(Protocol):

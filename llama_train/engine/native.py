@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,10 +21,13 @@ from llama_train.parallel.apply import parallelize, reduces_every_micro_batch
 from llama_train.parallel.held import held_parameters
 from llama_train.parallel.inputs import model_inputs
 from llama_train.parallel.layout import Layout, make_groups
-from llama_train.parallel.pipeline import Pipeline, make_stage
-from llama_train.parallel.stages import stage_numbers
+from llama_train.parallel.stages import make_stage, stage_numbers
+from llama_train.parallel.stopwatch import Stopwatch
 from llama_train.parallel.summands import add_up_summands
 from llama_train.parallel.whole import WholeModel, splits
+
+if TYPE_CHECKING:
+    from llama_train.parallel.pipeline import Pipeline
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -49,7 +52,9 @@ class NativeEngine:
         self._fill(config)
         self.optimizer = build_adamw(((held.name, held.parameter) for held in self.held), config.optimizer)
         self.pipeline = self._pipeline(config) if layout.pipeline > 1 else None
-        self.model = WholeModel(self.models, layout, self.groups, self.pipeline) if splits(layout) else self.models[0]
+        self.model = self.models.get(0)
+        if splits(layout) or config.engine.offload:
+            self.model = WholeModel(self.models, layout, self.groups, self.pipeline, device)
 
     def step(
         self,
@@ -64,19 +69,21 @@ class NativeEngine:
         for model in self.models.values():
             model.train()
         inputs = [model_inputs(each, self.layout, self.device) for each in micro_batches]
+        watch = Stopwatch(self.device)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(watch.running())
             for model in self.models.values():
                 stack.enter_context(shown(model, look_at_outputs))
             if self.pipeline is not None:
                 loss = self.pipeline.forward_backward(inputs, divisor)
             else:
                 loss = self._forward_backward(inputs, divisor)
-        loss = self._summed(loss, self.layout.place["tensor"] == 0)
+            loss = self._summed(loss, self.layout.place["tensor"] == 0)
         add_up_summands(self.models, self.layout, self.groups)
         if look_at_gradients is not None:
             look_at_gradients(self._gradient_chunks())
         norm = self._gradient_norm()
-        result = StepResult(float(loss) / divisor, float(norm), int(tokens))
+        result = StepResult(float(loss) / divisor, float(norm), int(tokens), self._bubble(watch))
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self.optimizer.zero_grad()
             raise NonFiniteError(result.loss, result.grad_norm)
@@ -137,7 +144,9 @@ class NativeEngine:
             shape, offsets, lengths = chunk.shape, chunk.offsets, chunk.tensor.shape
             chunk.tensor.copy_(initial_values(config.seed, name, shape, offsets, lengths, config.model, self.dtype))
 
-    def _pipeline(self, config: TrainConfig) -> Pipeline:
+    def _pipeline(self, config: TrainConfig) -> "Pipeline":
+        from llama_train.parallel.pipeline import Pipeline  # a second of imports
+
         dtype = torch.bfloat16 if config.engine.precision is Precision.bf16 else self.dtype
         assert self.groups.pipeline is not None
         return Pipeline(self.models, self.layout, self.groups.pipeline, self.device, dtype, self.reduce_every)
@@ -159,6 +168,14 @@ class NativeEngine:
             total += value
         dist.all_reduce(total)
         return total
+
+    def _bubble(self, watch: Stopwatch) -> float | None:
+        """Return the share of the passes' time that pipeline ranks computed nothing, over all ranks."""
+        if self.pipeline is None:
+            return None
+        seconds = torch.tensor([self.pipeline.busy.seconds(), watch.seconds()], dtype=torch.float64, device=self.device)
+        dist.all_reduce(seconds)
+        return float(1 - seconds[0] / seconds[1])
 
     def _gradient_norm(self) -> torch.Tensor:
         """Return the L2 norm of the whole gradient: every element is counted on the one rank that owns it."""

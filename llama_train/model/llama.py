@@ -35,7 +35,7 @@ class Llama(nn.Module):
         super().__init__()
         self.model = Decoder(config)
         self.loss_chunk = 0  # tokens whose logits are held at once for the loss; 0: all
-        self.split_backward = False  # whether the backward pass comes in two halves: inputs first, then weights
+        self.loss_backward_twice = False  # whether the loss is asked for gradients of inputs first, of weights later
         # Tied, the embedding's matrix is used in place of one here: sharing a parameter would not outlive to_empty().
         self.lm_head = None if config.tied_embeddings else _linear(config.hidden_size, config.vocab_size)
 
@@ -75,7 +75,7 @@ class Llama(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `forward` does with labels."""
         if self.loss_chunk:
-            return chunked_loss(hidden_BSD, weight_VD, labels_BS, self.loss_chunk, self.split_backward)
+            return chunked_loss(hidden_BSD, weight_VD, labels_BS, self.loss_chunk, self.loss_backward_twice)
         return summed_loss(self.head(hidden_BSD, weight_VD), labels_BS)
 
     def blocks(self) -> Iterator["Block"]:

@@ -46,6 +46,7 @@ class StepRecord:
     mfu: float | None = None  # model FLOPs utilization, a fraction; None where the device's peak is not known
     mfu_formula: str | None = None  # which FLOPs were counted
     validation_loss: float | None = None  # on held-out documents, after this step
+    pipeline_bubble: float | None = None  # share of the passes' time that pipeline ranks computed nothing
 
 
 @dataclass(slots=True)

@@ -219,6 +219,8 @@ def _series(record: StepRecord) -> dict[str, float]:
         "speed/checkpoint_seconds": record.checkpoint_seconds,
         "speed/memory_bytes": record.memory_bytes,
     }
+    if record.pipeline_bubble is not None:
+        values["speed/pipeline_bubble"] = record.pipeline_bubble
     if record.mfu is not None:
         values[f"speed/mfu ({record.mfu_formula})"] = record.mfu
     return values

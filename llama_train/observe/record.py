@@ -64,4 +64,5 @@ class Recorder:
             memory_bytes=memory_bytes(self._world.device),
             mfu=mfu,
             mfu_formula=None if mfu is None else MFU_FORMULA,
+            pipeline_bubble=result.pipeline_bubble,
         )

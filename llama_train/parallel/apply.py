@@ -1,13 +1,14 @@
 """In which order a model on the meta device becomes a sharded, checkpointed, compiled one."""
 
-from llama_train.config import EngineConfig, Precision, ReduceGradients, Reshard
+from llama_train.config import EngineConfig, ReduceGradients, Reshard
 from llama_train.model.llama import Llama
 from llama_train.parallel.activations import checkpoint_activations
 from llama_train.parallel.attention_backend import choose_attention
 from llama_train.parallel.context import apply_context_parallel
 from llama_train.parallel.float8 import apply_float8
 from llama_train.parallel.layout import Groups, Layout
-from llama_train.parallel.shard import apply_fsdp
+from llama_train.parallel.overlap import overlap_tensor_parallel
+from llama_train.parallel.shard import apply_fsdp, uses_fsdp
 from llama_train.parallel.stages import splits_backward
 from llama_train.parallel.tensor import apply_tensor_parallel
 
@@ -25,10 +26,10 @@ def parallelize(model: Llama, config: EngineConfig, layout: Layout, groups: Grou
     apply_float8(model, config)
     checkpoint_activations(model, config)
     if config.compile:
+        overlap_tensor_parallel(config, groups.tensor)
         for block in model.blocks():
             block.compile()
-    # One process needs no sharding, unless for FSDP2's bf16 compute copies of fp32 weights.
-    if layout.shard_world * layout.data_replicate > 1 or config.precision is Precision.bf16 or config.offload:
+    if uses_fsdp(config, layout):
         apply_fsdp(model, groups.shard_mesh, config.precision, reshards(config, layout), config.offload)
 
 

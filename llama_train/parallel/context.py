@@ -12,16 +12,12 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from torch.distributed._functional_collectives import (
-    all_gather_tensor_autograd,
-    all_to_all_single_autograd,
-    wait_tensor,
-)
 from torch.nn import functional as F
 
 from llama_train.config import ContextMethod
 from llama_train.model.attention import Mask, attention, repeated
 from llama_train.model.llama import Llama
+from llama_train.parallel.collectives import exchanged, gathered
 from llama_train.parallel.layout import Layout
 
 
@@ -48,9 +44,9 @@ def apply_context_parallel(model: Llama, layout: Layout, group: dist.ProcessGrou
     if layout.config.context_method is ContextMethod.ulysses:
         attend: Callable[..., torch.Tensor] = _Ulysses(layout.context, group)
     else:
-        gathered = _AllGather(layout, group)
-        attend = gathered
-        model.model.make_mask = gathered.mask
+        all_keys = _AllGather(layout, group)
+        attend = all_keys
+        model.model.make_mask = all_keys.mask
     for block in model.blocks():
         block.self_attn.attend = attend
 
@@ -82,9 +78,8 @@ class _AllGather:
         return torch.cat(attended, dim=2)
 
     def _gathered(self, x_BKSE: torch.Tensor) -> torch.Tensor:
-        """Return all tokens in their order from every rank's two pieces."""
-        gathered = wait_tensor(all_gather_tensor_autograd(x_BKSE.contiguous(), 2, self.group))
-        pieces = gathered.chunk(2 * self.layout.context, dim=2)  # rank by rank: 0, 2c-1, 1, 2c-2, ...
+        """Return all tokens in their order from the pieces of every rank: 0, 2c-1, then 1, 2c-2, ..."""
+        pieces = gathered(x_BKSE, 2, self.group).chunk(2 * self.layout.context, dim=2)
         return torch.cat([*pieces[0::2], *reversed(pieces[1::2])], dim=2)
 
 
@@ -113,6 +108,5 @@ class _Ulysses:
         sent = torch.cat([piece.contiguous().flatten() for piece in x.chunk(self.size, dim=split)])
         shape = list(x.shape)
         shape[split] //= self.size
-        sizes = [sent.numel() // self.size] * self.size
-        received = wait_tensor(all_to_all_single_autograd(sent, sizes, sizes, self.group))
+        received = exchanged(sent, self.group, self.size)
         return torch.cat([piece.view(shape) for piece in received.chunk(self.size)], dim=join)

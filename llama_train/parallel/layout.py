@@ -112,7 +112,9 @@ def make_groups(layout: Layout, device: torch.device, timeout_seconds: float, ti
         ranks = layout.members(*axes)
         if ends:
             ranks = [ranks[0], ranks[-1]]
-            if layout.rank not in ranks:
+            if layout.rank not in ranks and ranks[0] != ranks[1]:
+                # torch puts the number of a process' groups into their names, so all ranks must have as many.
+                dist.new_group([layout.rank], timeout=timeout, use_local_synchronization=True)
                 return None
         if len(set(ranks)) == 1:
             return None
@@ -132,6 +134,18 @@ def make_groups(layout: Layout, device: torch.device, timeout_seconds: float, ti
         ends=group("pipeline", ends=True) if tied_embeddings else None,
         shard_mesh=mesh,
     )
+
+
+def make_request_group(layout: Layout, timeout_seconds: float) -> dist.ProcessGroup | None:
+    """Create the CPU group of the ranks that answer different requests: those that differ along the data axes only.
+
+    Ranks that differ in pipeline, context or tensor compute the same requests together.
+    """
+    ranks = layout.members("data_replicate", "data_shard")
+    if len(ranks) == 1:
+        return None
+    timeout = timedelta(seconds=timeout_seconds)
+    return dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
 
 
 def _group_or_self(layout: Layout, axes: tuple[str, ...], timeout: timedelta) -> dist.ProcessGroup:

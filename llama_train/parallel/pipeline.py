@@ -5,62 +5,19 @@ come from the token order on every stage. The loss is computed inside the last s
 loss function only divides it by the number of valid tokens of the whole batch.
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining import schedules as torch_schedules
 from torch.distributed.pipelining._backward import stage_backward
 
-from llama_train.config import ModelConfig, PipelineSchedule
 from llama_train.model.llama import Llama
 from llama_train.parallel.layout import Layout
-from llama_train.parallel.stages import layers_per_stage, splits_backward, stage_layers, stage_ranks
-
-_SCHEDULES = {
-    PipelineSchedule.gpipe: torch_schedules.ScheduleGPipe,
-    PipelineSchedule.one_f_one_b: torch_schedules.Schedule1F1B,
-    PipelineSchedule.interleaved: torch_schedules.ScheduleInterleaved1F1B,
-    PipelineSchedule.interleaved_zero_bubble: torch_schedules.ScheduleInterleavedZeroBubble,
-    PipelineSchedule.zero_bubble_v: torch_schedules.ScheduleZBVZeroBubble,
-    PipelineSchedule.dual_pipe_v: torch_schedules.ScheduleDualPipeV,
-}
-
-
-def make_stage(config: ModelConfig, layout: Layout, stage: int) -> Llama:
-    """Return the part of a Llama that is pipeline stage `stage`; on the meta device if that is torch's default."""
-    stages = stage_ranks(layout)
-    model = Llama(config)
-    if len(stages) == 1:
-        return model
-    own = stage_layers(layers_per_stage(config, len(stages), layout.config.layers_per_stage), stage)
-    for layer in range(config.layers):
-        if layer not in own:
-            del model.model.layers[str(layer)]
-    last = stage == len(stages) - 1
-    if last and config.tied_embeddings:
-        # The other end has the embedding: this is a copy of its weight, and `Held` names it so.
-        model.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-    if stage > 0:
-        model.model.embed_tokens = None
-    model.split_backward = splits_backward(layout)
-    if last:
-        model.register_forward_hook(_loss_alone)
-    else:
-        model.model.norm = None
-        model.lm_head = None
-    return model
-
-
-def _loss_alone(model: Llama, arguments: Any, result: Any) -> Any:
-    """Turn (loss, count) into the loss [1]: a schedule wants one tensor to begin its backward pass at."""
-    return result[0].reshape(1) if torch.is_grad_enabled() and isinstance(result, tuple) else result
+from llama_train.parallel.schedules import SCHEDULES, is_single
+from llama_train.parallel.stages import stage_ranks
+from llama_train.parallel.stopwatch import Stopwatch
 
 
 class Pipeline:
@@ -89,7 +46,7 @@ class Pipeline:
         self.dtype = dtype
         self.reduce_every = reduce_every
         self.ranks = stage_ranks(layout)
-        self.busy_seconds = 0.0
+        self.busy = Stopwatch(device)
         self._schedules: dict[tuple[int, ...], Any] = {}
         self._divisor = 1.0
 
@@ -101,7 +58,7 @@ class Pipeline:
             divisor: of the loss before its backward pass.
         """
         self._divisor = divisor
-        self.busy_seconds = 0.0
+        self.busy = Stopwatch(self.device)
         schedule = self._schedule(len(inputs), inputs[0]["tokens"].shape[0], inputs[0]["positions"].shape[1])
         joined = {name: torch.cat([each[name] for each in inputs]) for name in inputs[0]}
         tokens = joined.pop("tokens")
@@ -147,10 +104,9 @@ class Pipeline:
         key = (micro_batches, rows, length)
         if key not in self._schedules:
             stages = [self._stage(stage, rows, length) for stage in sorted(self.models)]
-            kind = _SCHEDULES[self.layout.config.pipeline_schedule]
-            single = issubclass(kind, torch_schedules.PipelineScheduleSingle)
+            kind = SCHEDULES[self.layout.config.pipeline_schedule]
             self._schedules[key] = kind(
-                stages[0] if single else stages, micro_batches, loss_fn=self._divided, scale_grads=False
+                stages[0] if is_single(kind) else stages, micro_batches, loss_fn=self._divided, scale_grads=False
             )
         return self._schedules[key]
 
@@ -188,15 +144,15 @@ class _Stage(PipelineStage):
         self._pipeline = pipeline
 
     def forward_one_chunk(self, *arguments: Any, **named: Any) -> Any:
-        with self._timed():
+        with self._pipeline.busy.running():
             return super().forward_one_chunk(*arguments, **named)
 
     def backward_one_chunk(self, *arguments: Any, **named: Any) -> Any:
-        with self._timed():
+        with self._pipeline.busy.running():
             return super().backward_one_chunk(*arguments, **named)
 
     def backward_weight_one_chunk(self, *arguments: Any, **named: Any) -> Any:
-        with self._timed():
+        with self._pipeline.busy.running():
             return super().backward_weight_one_chunk(*arguments, **named)
 
     def backward_maybe_with_nosync(
@@ -208,9 +164,3 @@ class _Stage(PipelineStage):
         self.submod.set_requires_gradient_sync(True)
         inputs = bwd_kwargs["input_values"]
         return stage_backward(bwd_kwargs["stage_output"], bwd_kwargs["output_grads"], inputs), None
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._pipeline.busy_seconds += time.perf_counter() - started

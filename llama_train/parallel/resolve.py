@@ -4,16 +4,21 @@ import math
 
 from llama_foundation.errors import ConfigError
 from llama_train.config import (
+    ActivationCheckpointing,
     AttentionName,
     ContextMethod,
+    Float8,
     PipelineSchedule,
     ReduceGradients,
     Reshard,
     TrainConfig,
 )
 from llama_train.data.batch_size import check_divides
+from llama_train.parallel.float8 import MULTIPLE
 from llama_train.parallel.layout import AXES, Layout
+from llama_train.parallel.shard import uses_fsdp
 from llama_train.parallel.stages import V_SCHEDULES, splits_backward, stage_ranks
+from llama_train.parallel.tensor import replicates_kv
 
 
 def resolve_layout(config: TrainConfig, world_size: int, rank: int = 0) -> Layout:
@@ -47,7 +52,25 @@ def resolve_layout(config: TrainConfig, world_size: int, rank: int = 0) -> Layou
     _check_tensor(config, layout)
     _check_context(config, layout)
     _check_pipeline(config, layout)
+    _check_switches(config, layout)
     return layout
+
+
+def check_nodes(layout: Layout, processes_per_node: int | None) -> None:
+    """Refuse tensor groups that would span nodes: they wait for each other four times in every layer.
+
+    Args:
+        processes_per_node: None: not known, and not checked.
+
+    Raises:
+        ConfigError: with the sizes that stay inside of a node.
+    """
+    if processes_per_node is not None and processes_per_node % layout.tensor:
+        raise ConfigError(
+            f"layout.tensor={layout.tensor} does not divide the {processes_per_node} processes of a node, so that "
+            f"tensor groups would span nodes; use {_one_of(_divisors(processes_per_node))}, or say with "
+            "cluster.processes_per_node how many share the fastest network"
+        )
 
 
 def _check_batches(config: TrainConfig, layout: Layout) -> None:
@@ -128,7 +151,7 @@ def _check_pipeline(config: TrainConfig, layout: Layout) -> None:
             f"layout.pipeline_schedule={schedule.name} needs layout.stages_per_rank={needed}, not "
             f"{asked.stages_per_rank}"
         )
-    if splits_backward(layout) and layout.shard_world * layout.data_replicate > 1:
+    if splits_backward(layout) and uses_fsdp(config.engine, layout):
         for setting, value, needed in (
             ("reshard_after_forward", config.engine.reshard_after_forward, Reshard.never),
             ("reduce_gradients", config.engine.reduce_gradients, ReduceGradients.once),
@@ -160,6 +183,53 @@ def _check_pipeline(config: TrainConfig, layout: Layout) -> None:
                 f"{schedule.name} over layout.pipeline={layout.pipeline} needs at least {least}"
                 f"{'' if single else f' and a multiple of {layout.pipeline}'}: raise the batch, or lower "
                 "layout.micro_batch_size or the data axes"
+            )
+
+
+def _check_switches(config: TrainConfig, layout: Layout) -> None:
+    engine, model, tensor = config.engine, config.model, layout.tensor
+    if engine.compile and splits_backward(layout):
+        raise ConfigError(
+            f"engine.compile=true: torch cannot split a compiled backward pass, which layout.pipeline_schedule="
+            f"{layout.config.pipeline_schedule.name} needs; use engine.compile=false, or one_f_one_b or interleaved"
+        )
+    if engine.activation_checkpointing is ActivationCheckpointing.selective and splits_backward(layout):
+        raise ConfigError(
+            f"engine.activation_checkpointing=selective gives up what it kept after half of the backward pass, which "
+            f"layout.pipeline_schedule={layout.config.pipeline_schedule.name} takes in two; use full, every_n or none, "
+            "or another schedule"
+        )
+    if engine.async_tensor_parallel and not (engine.compile and tensor > 1):
+        raise ConfigError(
+            f"engine.async_tensor_parallel=true is the compiler's work on layout.tensor={tensor} with engine.compile="
+            f"{str(engine.compile).lower()}; set engine.compile=true and layout.tensor to 2 or more, or switch it off"
+        )
+    if engine.float8 is Float8.none:
+        return
+    asked = f"engine.float8={engine.float8.name}"
+    if replicates_kv(model, layout):
+        raise ConfigError(
+            f"{asked}: with layout.tensor={tensor} above model.kv_heads={model.kv_heads} a rank multiplies with a part "
+            f"of K and V's weights, which float8 does not; use layout.tensor={model.kv_heads} or less"
+        )
+    sizes = {
+        "model.ffn_size": model.ffn_size,
+        "model.heads": model.heads * model.head_dim,
+        "model.kv_heads": model.kv_heads * model.head_dim,
+    }
+    for name, size in sizes.items():
+        if size // tensor % MULTIPLE:
+            raise ConfigError(
+                f"{asked}: {name} over layout.tensor={tensor} gives matrices of {size // tensor} columns, which is no "
+                f"multiple of {MULTIPLE}; use a smaller layout.tensor, or engine.float8=none"
+            )
+    for setting, length in _sequence_lengths(config):
+        tokens = layout.micro_batch_size * length // layout.context
+        if tokens % MULTIPLE:
+            raise ConfigError(
+                f"{asked}: {setting}={length} with layout.micro_batch_size={layout.micro_batch_size} and "
+                f"layout.context={layout.context} gives matrices of {tokens} rows, which is no multiple of {MULTIPLE}; "
+                "change one of them, or use engine.float8=none"
             )
 
 

@@ -1,6 +1,12 @@
 """Which layers each pipeline stage holds, and which rank holds which stage."""
 
+from typing import Any
+
+import torch
+from torch import nn
+
 from llama_train.config import ModelConfig, PipelineSchedule
+from llama_train.model.llama import Llama
 from llama_train.model.names import parameter_shapes
 from llama_train.parallel.layout import Layout
 
@@ -62,3 +68,33 @@ def _size(shape: tuple[int, ...]) -> int:
 def stage_numbers(layout: Layout) -> list[int]:
     """Return the pipeline stages that this rank holds, ascending."""
     return [stage for stage, rank in enumerate(stage_ranks(layout)) if rank == layout.place["pipeline"]]
+
+
+def make_stage(config: ModelConfig, layout: Layout, stage: int) -> Llama:
+    """Return the part of a Llama that is pipeline stage `stage`; on the meta device if that is torch's default."""
+    stages = stage_ranks(layout)
+    model = Llama(config)
+    if len(stages) == 1:
+        return model
+    own = stage_layers(layers_per_stage(config, len(stages), layout.config.layers_per_stage), stage)
+    for layer in range(config.layers):
+        if layer not in own:
+            del model.model.layers[str(layer)]
+    last = stage == len(stages) - 1
+    if last and config.tied_embeddings:
+        # The other end has the embedding: this is a copy of its weight, and `Held` names it so.
+        model.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+    if stage > 0:
+        model.model.embed_tokens = None
+    model.loss_backward_twice = splits_backward(layout)
+    if last:
+        model.register_forward_hook(_loss_alone)
+    else:
+        model.model.norm = None
+        model.lm_head = None
+    return model
+
+
+def _loss_alone(model: Llama, arguments: Any, result: Any) -> Any:
+    """Turn (loss, count) into the loss [1]: a schedule wants one tensor to begin its backward pass at."""
+    return result[0].reshape(1) if torch.is_grad_enabled() and isinstance(result, tuple) else result

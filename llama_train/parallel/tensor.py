@@ -17,15 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed._functional_collectives import (
-    all_gather_tensor_autograd,
-    reduce_scatter_tensor_autograd,
-    wait_tensor,
-)
 from torch.nn import functional as F
 
 from llama_train.config import ModelConfig
 from llama_train.model.llama import Llama
+from llama_train.parallel.collectives import gathered, summed_and_cut
 from llama_train.parallel.layout import Layout
 from llama_train.parallel.vocabulary import VocabularyParallel, padded_vocabulary
 
@@ -117,19 +113,18 @@ def apply_tensor_parallel(model: Llama, layout: Layout, group: dist.ProcessGroup
     if model.model.norm is not None:
         model.head = lambda hidden, weight: vocabulary.logits(gather(hidden, group), weight)
         model.loss = lambda hidden, weight, labels: vocabulary.loss(
-            gather(hidden, group), weight, labels, model.loss_chunk, model.split_backward
+            gather(hidden, group), weight, labels, model.loss_chunk, model.loss_backward_twice
         )
 
 
 def gather(x_BSD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Return the whole sequence from every rank's slice; backward sums the gradients and cuts them."""
-    # Waited for here: compiled code does not know the tensor that is still on its way (pytorch issue 180614).
-    return wait_tensor(all_gather_tensor_autograd(x_BSD.contiguous(), SEQUENCE, group))
+    return gathered(x_BSD, SEQUENCE, group)
 
 
 def scatter(x_BSD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Sum over the ranks and return this rank's slice of the sequence; backward gathers."""
-    return wait_tensor(reduce_scatter_tensor_autograd(x_BSD.contiguous(), "sum", SEQUENCE, group))
+    return summed_and_cut(x_BSD, SEQUENCE, group)
 
 
 def _between_collectives(forward: Callable[..., torch.Tensor], group: dist.ProcessGroup) -> Callable[..., torch.Tensor]:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
-from torch.distributed._functional_collectives import all_gather_tensor, all_reduce, wait_tensor
 from torch.nn import functional as F
 
 from llama_train.model.loss import IGNORE, KeptGradients, compute_dtype
+from llama_train.parallel.collectives import gathered_without_gradient, reduced
 
 
 def padded_vocabulary(size: int, ranks: int) -> int:
@@ -46,7 +46,7 @@ class VocabularyParallel:
     def logits(self, hidden_BSD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
         """Return the logits of the whole vocabulary, on every rank; without gradients."""
         own_BSV = F.linear(hidden_BSD, weight_VD).detach()
-        return wait_tensor(all_gather_tensor(own_BSV.contiguous(), 2, self.group))[..., : self.size]
+        return gathered_without_gradient(own_BSV, 2, self.group)[..., : self.size]
 
     def loss(
         self, hidden_BSD: torch.Tensor, weight_VD: torch.Tensor, labels_BS: torch.Tensor, chunk: int, twice: bool
@@ -90,11 +90,11 @@ class _Loss(torch.autograd.Function):
             own_C = labels_C - part.first
             inside_C = (own_C >= 0) & (own_C < weight_VD.shape[0])
             column_C1 = own_C.where(inside_C, 0)[:, None]
-            highest_C = _reduced(logits_CV.amax(-1), "max", part.group)
+            highest_C = reduced(logits_CV.amax(-1), "max", part.group)
             shifted_CV = logits_CV.sub_(highest_C[:, None])
             target_C = shifted_CV.gather(1, column_C1)[:, 0].where(inside_C, 0)
             exponentials_CV = shifted_CV.exp_()
-            sums_2C = _reduced(torch.stack([exponentials_CV.sum(-1), target_C]), "sum", part.group)
+            sums_2C = reduced(torch.stack([exponentials_CV.sum(-1), target_C]), "sum", part.group)
             counts_C = labels_C != IGNORE
             loss += ((sums_2C[0].log() - sums_2C[1]) * counts_C).sum()
             if not (hidden_needs or weight_needs):
@@ -113,7 +113,3 @@ class _Loss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return *ctx.gradients.scaled(gradient), None, None, None, None
-
-
-def _reduced(values: torch.Tensor, operation: str, group: dist.ProcessGroup) -> torch.Tensor:
-    return wait_tensor(all_reduce(values, operation, group))

@@ -1,5 +1,7 @@
 """A model that is cut over tokens, weights or layers, called as if it were whole: for evaluation and generation."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -8,7 +10,9 @@ from torch.nn import functional as F
 from llama_train.model.llama import Llama
 from llama_train.parallel.context import own_tokens
 from llama_train.parallel.layout import Groups, Layout
-from llama_train.parallel.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from llama_train.parallel.pipeline import Pipeline
 
 
 def splits(layout: Layout) -> bool:
@@ -19,17 +23,26 @@ def splits(layout: Layout) -> bool:
 class WholeModel(nn.Module):
     """Tokens to logits on every rank; the ranks that differ in pipeline, context and tensor call it with the same."""
 
-    def __init__(self, models: dict[int, Llama], layout: Layout, groups: Groups, pipeline: Pipeline | None) -> None:
+    def __init__(
+        self,
+        models: dict[int, Llama],
+        layout: Layout,
+        groups: Groups,
+        pipeline: "Pipeline | None",
+        device: torch.device,
+    ) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({str(stage): model for stage, model in models.items()})
         self.layout = layout
         self.groups = groups
         self.pipeline = pipeline
+        self.device = device  # where it computes; its weights may lie elsewhere
 
     @torch.no_grad()
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits [B, S, V] of tokens [B, S]; each row is one document, so filling it up changes nothing."""
         rows, length = tokens.shape
+        tokens = tokens.to(self.device)
         if positions is None:
             positions = torch.arange(length, device=tokens.device).expand(rows, length)
         missing = -length % (2 * self.layout.context * self.layout.tensor)
@@ -46,8 +59,7 @@ class WholeModel(nn.Module):
         config = next(iter(self.parts.values())).model.config
         logits = self.pipeline.forward(inputs)
         if logits is None:
-            device = self.pipeline.device
-            logits = torch.empty(rows, length, config.vocab_size, dtype=self.pipeline.dtype, device=device)
+            logits = torch.empty(rows, length, config.vocab_size, dtype=self.pipeline.dtype, device=self.device)
         logits = logits.contiguous()
         dist.broadcast(logits, group=self.groups.pipeline, group_src=self.pipeline.ranks[-1])
         return logits

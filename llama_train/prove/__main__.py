@@ -3,117 +3,125 @@
 Exit status 0 when every layout gives one process' loss, gradients and weights; 1 when one does not.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
-from llama_train.config import ActivationCheckpointing, AttentionName, Float8, Packing, TrainConfig
-from llama_train.prove.harness import BATCH_SIZE, Case, Outcome, compare, make_shards, run_case
-from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS, shrink
+from llama_foundation.files import publish_text
+from llama_train.config import Precision, TrainConfig
+from llama_train.prove.case import Case, fault_applies
+from llama_train.prove.harness import FLOAT64
+from llama_train.prove.matrix import ROOM, full_cases, reduced_cases
+from llama_train.prove.own import own_cases
+from llama_train.prove.proof import FIRST_STEPS, Outcome, first_steps, outcomes
+from llama_train.prove.settings import Matrix, ProveConfig
+from llama_train.prove.shrink import STEPS, room_of, shrink, shrink_layout
 from llama_train.prove.stretch import FAULTS
-
-
-@dataclass
-class ProveSettings:
-    """What to prove and how to say it."""
-
-    json: bool = False  # print one JSON object instead of a table
-    fault: str | None = None  # plant a known fault, to see that the proof notices it
-
-
-@dataclass
-class ProveConfig(TrainConfig):
-    """A training configuration, and how to prove it."""
-
-    prove: ProveSettings = field(default_factory=ProveSettings)
-
-    def check(self) -> None:
-        super().check()
-        if self.prove.fault is not None and self.prove.fault not in FAULTS:
-            raise ConfigError(f"prove.fault={self.prove.fault} is not known; use one of {', '.join(FAULTS)}")
-
-
-SWITCHED_OFF = {
-    "attention": AttentionName.sdpa,
-    "activation_checkpointing": ActivationCheckpointing.none,
-    "loss_chunk": 0,
-    "compile": False,
-    "float8": Float8.none,
-}
-"""The engine's settings under which nothing is computed in another way than the model is written."""
-
-REFERENCE = Case("1 process", ((1, STEPS),), micro_batch_size=BATCH_SIZE)
-CASES = (
-    Case("1 process, 8 micro-batches", ((1, STEPS),), micro_batch_size=1),
-    Case("FSDP2 on 2", ((2, STEPS),), micro_batch_size=4, layout={"data_shard": 2}),
-    Case("FSDP2 on 2, 4 micro-batches", ((2, STEPS),), micro_batch_size=1, layout={"data_shard": 2}),
-    Case("FSDP2 on 4", ((4, STEPS),), micro_batch_size=2, layout={"data_shard": 4}),
-    Case("HSDP 2 × 2", ((4, STEPS),), micro_batch_size=2, layout={"data_replicate": 2, "data_shard": 2}),
-    Case("resume: 2 → 4 → 1", ((2, 6), (4, 13), (1, STEPS)), micro_batch_size=1, layout={"data_shard": -1}),
-)
-"""Every way of running that this version has; each must do what `REFERENCE` does."""
+from llama_train.prove.table import HEADING, SPREAD, as_json, limits, markdown, row, versions
 
 
 def prove(config: ProveConfig) -> int:
-    """Run the reference and every case, print the table, return 0 if all pass and 1 if not."""
-    console = Console(stderr=config.prove.json)
-    training = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
-    small = shrink(training, BATCH_SIZE)
-    outcomes = []
+    """Run one process and every case, print a row for each, return 0 if all pass and 1 if not."""
+    settings = config.prove
+    console = Console(stderr=settings.json, highlight=False, soft_wrap=True)
+    small, cases, notes = choose(config)
+    shrunk = f"{small.model.layers} layers of width {small.model.hidden_size}"
+    steps = STEPS if settings.precision is Precision.fp64 else FIRST_STEPS
+    console.print(
+        f"Proving {config.model.name} shrunk to {shrunk}: {len(cases)} cases of {steps} steps in "
+        f"{settings.precision.name} against one process"
+    )
+    if settings.fault is not None:
+        console.print(f"planted: {settings.fault}: {FAULTS[settings.fault]}")
+    for note in notes:
+        console.print(note)
+    tolerance = limits(FLOAT64) if settings.precision is Precision.fp64 else SPREAD
+    console.print(f"may be off by: {tolerance}")
+    console.print(HEADING, markup=False)
+    started = time.monotonic()
+    done = []
     with tempfile.TemporaryDirectory(prefix="llama-prove-") as temporary:
-        work = Path(temporary)
-        packed_for = SEQUENCE_LENGTH if small.data.packing is Packing.best_fit else None
-        tokens = 2 * STEPS * BATCH_SIZE * SEQUENCE_LENGTH
-        make_shards(work / "shards", small.model.vocab_size, tokens, packed_for=packed_for)
-        small.data.shards = str(work / "shards")
-        console.print(
-            f"Proving {config.model.name} shrunk to {small.model.layers} layers of width {small.model.hidden_size}: "
-            f"{STEPS} steps in float64 against one process"
-        )
-        # The reference has no switch on that a case could share a fault with.
-        engine = dataclasses.replace(small.engine, **SWITCHED_OFF)
-        plain = dataclasses.replace(small, engine=engine, layout=type(small.layout)())
-        run_case(REFERENCE, plain, work / "reference")
-        for case in CASES:
-            with console.status(case.name):
-                started = time.monotonic()
-                run_case(case, small, work / case.name, config.prove.fault)
-                outcomes.append(compare(case, work / case.name, work / "reference", time.monotonic() - started))
-    passed = all(outcome.passed for outcome in outcomes)
-    if config.prove.json:
-        rows = [dataclasses.asdict(outcome) | {"passed": outcome.passed} for outcome in outcomes]
-        print(json.dumps({"model": config.model.name, "passed": passed, "cases": rows}, indent=2))
+        running = outcomes(cases, small, Path(temporary), settings.fault)
+        for case in cases:
+            with console.status(case.name) if console.is_terminal else contextlib.nullcontext():
+                outcome = next(running)
+            done.append(outcome)
+            console.print(row(outcome), style=None if outcome.passed else "bold red", markup=False)
+            if outcome.error:
+                console.print(outcome.error, markup=False)
+    about = {
+        "model": config.model.name,
+        "shrunk": shrunk,
+        "matrix": settings.matrix.name,
+        "precision": settings.precision.name,
+        "device": " and ".join(sorted({outcome.device for outcome in done})),
+        "seconds": round(time.monotonic() - started, 1),
+        **versions(),
+    }
+    return _conclude(console, config, done, about, notes)
+
+
+def choose(config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
+    """Return the shrunk configuration, the cases, and what people must know of what is not proven.
+
+    Raises:
+        ConfigError: the fault that is to be planted changes nothing in any of the cases.
+    """
+    settings = config.prove
+    training = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
+    if settings.matrix is Matrix.own:
+        layouts, notes = shrink_layout(config.layout)
+        small, more = shrink(training, room_of(layouts, training), settings.precision)
+        cases = own_cases(layouts)
     else:
-        console.print(_table(outcomes))
-        console.print("every layout does what one process does" if passed else "[bold red]not proven[/]")
-    return 0 if passed else 1
+        small, notes = shrink(training, ROOM, settings.precision)
+        more = []
+        if small.engine.compile:
+            more.append("engine.compile: only in the cases that say so, for it takes half a minute each")
+            small.engine.compile = False
+        cases = full_cases(small) if settings.matrix is Matrix.full else reduced_cases(small)
+    notes += more
+    if settings.precision is not Precision.fp64:
+        cases, more = first_steps(cases)
+        notes += more
+    if settings.fault is not None:
+        cases = [case for case in cases if fault_applies(settings.fault, case, _tied(case, small))]
+        if not cases:
+            raise ConfigError(
+                f"prove.fault={settings.fault} changes nothing in the cases of prove.matrix={settings.matrix.name} "
+                f"({FAULTS[settings.fault]}); use prove.matrix=full, or a layout where it does"
+            )
+    return small, cases, notes
 
 
-def _table(outcomes: list[Outcome]) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    for heading in ("layout", "loss", "gradient", "worst gradient", "norm", "weights", "s", ""):
-        table.add_column(heading, justify="left" if heading in ("layout", "worst gradient", "") else "right")
-    for o in outcomes:
-        table.add_row(
-            o.case,
-            f"{o.loss_difference:.0e}",
-            f"{o.gradient_difference:.0e}",
-            o.worst_parameter.removeprefix("model.").removesuffix(".weight"),
-            f"{o.grad_norm_difference:.0e}",
-            f"{o.weight_difference:.0e}",
-            f"{o.seconds:.0f}",
-            "[green]pass[/]" if o.passed else "[bold red]FAIL[/]",
-        )
-    return table
+def _tied(case: Case, small: TrainConfig) -> bool:
+    return case.variant.model.get("tied_embeddings", small.model.tied_embeddings)
+
+
+def _conclude(
+    console: Console, config: ProveConfig, done: list[Outcome], about: dict[str, Any], notes: list[str]
+) -> int:
+    failed = [outcome for outcome in done if not outcome.passed]
+    if config.prove.table is not None:
+        publish_text(Path(config.prove.table), markdown(done, about, notes))
+    if config.prove.json:
+        rows = [as_json(outcome) for outcome in done]
+        print(json.dumps(about | {"passed": not failed, "notes": notes, "cases": rows}, indent=2))
+    minutes, seconds = divmod(round(about["seconds"]), 60)
+    if failed:
+        console.print(f"[bold red]NOT PROVEN: {len(failed)} of {len(done)} failed[/], {minutes} min {seconds} s")
+    else:
+        console.print(f"all {len(done)} do what one process does, {minutes} min {seconds} s")
+    return 1 if failed else 0
 
 
 def main() -> int:

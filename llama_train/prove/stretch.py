@@ -2,10 +2,19 @@
 
 from dataclasses import dataclass
 
-FAULTS = ("gradient_scale",)
-"""Faults that can be planted on purpose; `faults.plant` says what they break."""
+FAULTS = {
+    "gradient_scale": "FSDP2 averages gradients over the ranks where their sum is the gradient",
+    "missed_reduction": "one parameter's gradient stays a summand: a norm's under tensor, a block's under FSDP2",
+    "wrong_position": "one context rank counts its positions from 1",
+    "dropped_micro_batch": "one rank leaves out the last micro-batch of every step",
+    "stale_tied_embedding": "the two ends of a pipeline with tied embeddings do not add their gradients",
+    "local_divisor": "each rank divides its loss by its own count of tokens, and the gradients are averaged",
+    "local_norm": "every rank clips by the norm of its own part of the gradient",
+    "lost_moments": "the optimizer's moments are not read on resuming",
+}
+"""Faults that can be planted on purpose; `faults.py` says how."""
 
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 400.0
 
 
 @dataclass(frozen=True)
@@ -14,5 +23,7 @@ class Stretch:
 
     first: int
     last: int
-    resume: str | None
-    fault: str | None
+    resume: str | None = None
+    fault: str | None = None
+    masked_rows: int = 0  # this many first rows of every batch have no label
+    masked_tokens: int = 0  # this many first tokens of every row have no label

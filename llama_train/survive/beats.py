@@ -124,8 +124,12 @@ def _age(beat: Beat) -> float:
     return max(0.0, time.time() - beat.since)
 
 
+def _is_collective(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").startswith("torch.distributed") and frame.f_code.co_name != "wrapper"
+
+
 def place_of(frame: FrameType | None) -> tuple[str, bool]:
-    """Return the innermost place of a thread outside of torch, and whether the thread waits in a collective."""
+    """Return the innermost place of a thread outside of torch, with its collective, and whether it is in one."""
     stack = []
     while frame is not None:
         stack.append(frame)
@@ -135,5 +139,6 @@ def place_of(frame: FrameType | None) -> tuple[str, bool]:
     for entry, module in zip(stack, modules, strict=True):
         if not module.startswith("torch."):
             path = "/".join(Path(entry.f_code.co_filename).parts[-2:])
-            return f"{path}:{entry.f_lineno} in {entry.f_code.co_name}", waiting
+            called = next((e.f_code.co_name for e in stack if _is_collective(e)), None) if waiting else None
+            return f"{path}:{entry.f_lineno} in {entry.f_code.co_name}{f' ({called})' if called else ''}", waiting
     return "an unknown place", waiting

@@ -92,6 +92,11 @@ class Watchdog:
         self._at = _Position(0, "start", 0, time.monotonic(), time.time())
         self._count = 0
 
+    @property
+    def step(self) -> int:
+        """The step of the last beat."""
+        return self._at.step
+
     def beat(self, step: int, phase: str) -> None:
         """Say that this rank begins `phase` of `step`. Every rank goes through the same phases."""
         if self._first_step is None:
@@ -167,10 +172,14 @@ class Watchdog:
             still = time.monotonic() - at.monotonic_time
             if still > limit:
                 self._dump_stacks()
+                place, _ = place_of(sys._current_frames().get(self._main))
                 why = self.failure() if self._board is not None else _alone(self._now())
                 if self._done.is_set():
                     return
-                self._end(f"no progress for {still:.0f} s (allowed: {limit:.0f} s): {why}; stacks: {self._stacks}")
+                self._end(
+                    f"no progress for {still:.0f} s (allowed: {limit:.0f} s) in step {at.step}, phase {at.phase}, at "
+                    f"{place}: {why}; stacks: {self._stacks}"
+                )
 
     def _dump_stacks(self) -> None:
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
@@ -200,7 +209,13 @@ def explain_peer_failure(exception: BaseException, watchdog: Watchdog) -> RunErr
     """
     why = watchdog.failure()
     first = str(exception).strip().split("\n")[0].split(". This is typically")[0]
-    return RunError(f"{why}; rank {watchdog.rank} ({watchdog.host}) noticed by: {first}")
+    trace = exception.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place, _ = place_of(None if trace is None else trace.tb_frame)
+    return RunError(
+        f"{why}; rank {watchdog.rank} ({watchdog.host}) noticed in step {watchdog.step} at {place} by: {first}"
+    )
 
 
 def _alone(beat: Beat) -> str:

@@ -47,6 +47,12 @@ def test_each_tokenizer_choice_composes():
         ("validation.fraction=1", "validation.fraction=1.0 must be"),
         ("workers=-1", "workers=-1 must be at least 0"),
         ("engine=spark", "engine"),
+        ("engine.address=head:6379", "is of use to engine=ray only, not to local"),
+        ("engine.lease_seconds=0", "engine.lease_seconds=0.0 must be at least 1"),
+        ("engine.cpus_per_task=0", "engine.cpus_per_task=0.0 must be above 0"),
+        ("engine.tasks_per_process=0", "engine.tasks_per_process=0 must be at least 1"),
+        ("tokenizer.train.character_coverage=0.95", "character_coverage=0.95 must be between 0.98 and 1"),
+        ("tokenizer.train.temperature=0.5", "tokenizer.train.temperature=0.5 must be at least 1"),
         ("input.paths=[]", "input.paths is empty"),
         ("tokenizer.train=null", "give one of them"),
         ("tokenizer.path=x", "give one of them"),
@@ -70,5 +76,5 @@ def test_a_required_setting_is_named_with_what_to_add(missing):
 def test_flatten_gives_every_setting_its_dotted_name():
     flat = flatten(composed())
     assert flat["pipeline.gopher_quality.min_words"] == 20
-    assert flat["engine"] == "local"
+    assert flat["engine.name"] == "local"
     assert flat["tokenizer.train.vocabulary_size"] == 32_000

@@ -1,9 +1,8 @@
 import numpy as np
 import pyarrow as pa
-import pytest
 import xxhash
 
-from data_pipeline.document import SCHEMA, TextView, keyed_hashes, record_id
+from data_pipeline.document import SCHEMA, keyed_hashes, record_id
 from data_pipeline.filters.measure import Measurement
 from tests.data_pipeline.conftest import make_documents
 
@@ -39,31 +38,24 @@ def test_keyed_hashes_differ_by_purpose_and_seed_and_look_uniform():
         assert abs(float(((first < np.uint64(2**63)) & (other < np.uint64(2**63))).mean()) - 0.25) < 0.03
 
 
-@pytest.mark.parametrize(
-    ("text", "spaced"),
-    [
-        ("plain words", True),
-        ("das ist schön", True),
-        ("한국어는 띄어쓰기를 한다", True),
-        ("これは日本語の文章です。", False),
-        ("ภาษาไทยไม่มีช่องว่าง", False),
-        ("the Chinese word 中文 once in a long English sentence", True),
-        ("", True),
-    ],
-)
-def test_scripts_without_spaces_are_noticed(text, spaced):
-    assert TextView(text, None).spaced is spaced
-
-
-def test_views_follow_their_rows_through_selection_and_edits():
+def test_what_is_known_of_texts_follows_their_rows_and_ends_with_an_edit():
     batch = make_documents([{"text": "a b"}, {"text": "c"}, {"text": "d e f"}])
-    first = batch.views[2]
+    words = batch.texts.words()
     kept = batch.select(np.array([False, True, True]))
-    assert kept.views[1] is first
+    assert kept.texts.words().starts is words.starts
+    assert kept.texts.words().counts.tolist() == [1, 3]
+    scored = kept.with_measurement("x", Measurement({"y": np.array([0.5, np.nan])}))
+    assert scored.texts is kept.texts
     texts = pa.array(["new words here", "d e f"], pa.large_string())
     edited = kept.with_measurement("x", Measurement({"y": np.array([0.5, np.nan])}, texts))
     assert edited.batch["text"].to_pylist() == ["new words here", "d e f"]
-    assert [len(view.words) for view in edited.views] == [3, 3]
+    assert edited.texts.words().counts.tolist() == [3, 3]
     assert edited.batch["record_id"].equals(kept.batch["record_id"])
     assert edited.batch.schema.names == [*SCHEMA.names, "x.y"]
     assert edited.batch["x.y"].to_pylist() == [0.5, None]
+
+
+def test_a_language_stands_for_its_regions_and_an_unknown_one_for_none():
+    rows = make_documents([{"language": each} for each in ("en", "en-US", "EN_gb", "de", None, "eng")])
+    assert rows.in_languages(["en", "fr"]).tolist() == [True, True, True, False, False, False]
+    assert make_documents([{"language": None}]).in_languages(["en"]).tolist() == [False]

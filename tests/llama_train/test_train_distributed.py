@@ -127,11 +127,20 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step(tiny: list[str], tmp_path:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"] is False
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "hung"])
+@pytest.mark.parametrize(
+    ("how", "layout"),
+    [
+        (signal.SIGKILL, "data_shard=2"),
+        (signal.SIGSTOP, "data_shard=2"),
+        (signal.SIGSTOP, "tensor=2"),
+        (signal.SIGSTOP, "pipeline=2"),
+    ],
+    ids=["dead", "hung", "hung in a tensor group", "hung in a pipeline"],
+)
 def test_a_lost_rank_ends_the_others_with_its_name(
-    tiny: list[str], tmp_path: Path, start: Callable, how: signal.Signals
+    tiny: list[str], tmp_path: Path, start: Callable, how: signal.Signals, layout: str
 ) -> None:
-    process = start([*tiny, "steps=100000", "engine.timeout_seconds=6"])
+    process = start([*tiny, "steps=100000", "engine.timeout_seconds=6", f"layout.{layout}"])
     wait_for_step(tmp_path / "run", 3, process)
     lost = time.monotonic()
     os.kill(rank_pids(process)[1], how)
@@ -140,6 +149,8 @@ def test_a_lost_rank_ends_the_others_with_its_name(
     assert time.monotonic() - lost < 6 + 15 + 30
     assert process.returncode != 0
     assert re.search(r"rank 1 \(", output), output
+    # The survivor says where it waited: step, file, line, function and the collective.
+    assert re.search(r"in step \d+.* at \w+/\w+\.py:\d+ in \w+ \(\w+\)", output), output
 
 
 def test_a_user_error_is_printed_once_without_a_traceback(tiny: list[str], launch: Callable) -> None:
@@ -150,23 +161,27 @@ def test_a_user_error_is_printed_once_without_a_traceback(tiny: list[str], launc
     assert not re.search(r'File ".*llama_train', result.stderr)
 
 
+@pytest.mark.parametrize("layout", ["data_shard=-1", "tensor=2", "pipeline=2"])
 def test_tasks_run_in_the_loop_of_two_processes_and_give_the_numbers_of_one(
-    with_tasks: list[str], launch: Callable, tmp_path: Path
+    with_tasks: list[str], launch: Callable, tmp_path: Path, layout: str
 ) -> None:
-    found = {}
+    found, held_out = {}, {}
+    asked = [*with_tasks, "steps=2", "validation.tasks_every=1", "validation.tasks_shots=1", "validation.batches=2"]
     for processes in (1, 2):
         name = f"of-{processes}"
-        done = launch(
-            [*with_tasks, f"name={name}", "steps=2", "validation.tasks_every=1", "validation.tasks_shots=1"], processes
-        )
+        done = launch([*asked, f"name={name}", *([f"layout.{layout}"] if processes == 2 else [])], processes)
         assert done.returncode == 0, done.stderr[-3000:]
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        found[processes] = [line["values"] for line in lines if line["kind"] == "event" and line["values"]]
+        values = [line["values"] for line in lines if line["kind"] == "event" and line["values"]]
+        found[processes] = [each for each in values if any(name.startswith("tasks/") for name in each)]
+        held_out[processes] = [line["validation_loss"] for line in lines if line["kind"] == "validation"]
         told = [line["message"] for line in lines if line["kind"] == "event" and line.get("message")]
         assert any("task long could not be run: the continuation" in message for message in told)
     assert [values.keys() for values in found[1]] == [TASK_VALUES] * 2
     for one, two in zip(found[1], found[2], strict=True):
         assert two == pytest.approx(one, rel=1e-5)
+    assert len(held_out[1]) == 1
+    assert held_out[2] == pytest.approx(held_out[1], rel=1e-6)
 
 
 TASK_VALUES = {"tasks/mats/acc", "tasks/mats/acc_norm", "tasks/next/acc", "tasks/next/perplexity"}

@@ -1,7 +1,9 @@
 import pytest
 
-from data_pipeline.document import TextView
-from data_pipeline.filters.fineweb import FineWeb, judge_one
+from data_pipeline.filters import fineweb
+from data_pipeline.filters.fineweb import FineWeb
+from data_pipeline.filters.words import Definition
+from tests.data_pipeline.filters.judging import judge
 
 LONG = "a line that is clearly longer than thirty characters"
 
@@ -9,7 +11,7 @@ LONG = "a line that is clearly longer than thirty characters"
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ([f"{LONG} {i}" for i in range(8)], "too_few_punctuated_lines"),
+        ([f"{LONG} {i}" for i in range(8)] + [f"{LONG}."], "too_few_punctuated_lines"),  # 1 of 9 is 0.111
         ([f"{LONG} {i}" for i in range(7)] + [f"{LONG}."], None),  # 1 of 8 is 0.125
         (["short one."] + [f"{LONG} {i}." for i in range(2)], None),
         (["short one.", "short two.", "short three.", f"{LONG}."], "too_many_short_lines"),  # 3 of 4
@@ -20,16 +22,21 @@ LONG = "a line that is clearly longer than thirty characters"
     ],
 )
 def test_each_rule_has_its_reason(lines, reason):
-    assert judge_one(TextView("\n".join(lines), None), FineWeb()).reason == (reason and f"fineweb.{reason}")
+    assert judge(fineweb, FineWeb(), "\n".join(lines), None).reason == reason
 
 
 def test_scores_are_what_a_person_counts():
     text = "Hello there.\n" + "x" * 31 + "\n\nHello there."
-    settings = FineWeb(max_duplicate_characters=1, max_newlines=1)
-    scores = judge_one(TextView(text, None), settings).scores
-    assert scores == {
-        "fineweb.punctuated_lines": pytest.approx(2 / 3),
-        "fineweb.short_lines": pytest.approx(2 / 3),
-        "fineweb.duplicate_characters": pytest.approx(12 / 55),
-        "fineweb.newlines": pytest.approx(3 / 5),
+    assert judge(fineweb, FineWeb(), text).scores == {
+        "punctuated_lines": pytest.approx(2 / 3),
+        "short_lines": pytest.approx(2 / 3),
+        "duplicate_characters": pytest.approx(12 / 55),
+        "newlines": pytest.approx(3 / 5),
     }
+
+
+def test_datatrove_divides_by_all_characters_but_newlines():
+    text = "Hello there. \n\nHello there. \nab"
+    datatrove = judge(fineweb, FineWeb(definition=Definition.datatrove), text)
+    assert datatrove.scores["duplicate_characters"] == pytest.approx(12 / (13 + 13 + 2))
+    assert judge(fineweb, FineWeb(), text).scores["duplicate_characters"] == pytest.approx(12 / 26)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.filters import linear
 from data_pipeline.filters.linear import Features, LinearModel, Training, load_model, save_model, train
-from data_pipeline.filters.words import gram_hash
+from data_pipeline.filters.word_hashes import gram_hash
 from llama_foundation.errors import DataError
 
 SMALL = Features(ngrams=2, bits=12)

@@ -4,13 +4,12 @@ import sys
 import types
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from data_pipeline.document import SCHEMA, Documents
 from data_pipeline.filters import perplexity
 from data_pipeline.filters.perplexity import Bucket, LanguageModel, Perplexity
 from llama_foundation.errors import ConfigError, DataError, UserError
+from tests.data_pipeline.conftest import make_documents
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +35,7 @@ def model(monkeypatch, tmp_path):
 
 
 def documents(texts, languages):
-    count = len(texts)
-    columns = [
-        [bytes(16)] * count,
-        ["s"] * count,
-        ["f"] * count,
-        list(range(count)),
-        *[[None] * count] * 2,
-        languages,
-        texts,
-    ]
-    return Documents(pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA))
+    return make_documents([{"text": text, "language": code} for text, code in zip(texts, languages, strict=True)])
 
 
 def test_buckets_are_cut_by_perplexity_per_token_and_line_ends_count(model):

@@ -82,6 +82,21 @@ def test_a_bad_line_is_counted_with_its_row_and_the_next_one_is_read(tmp_path):
     }
 
 
+def test_what_the_fast_parser_refuses_or_rounds_is_read_as_python_does(tmp_path):
+    lines = [
+        b'\xef\xbb\xbf{"text": "mark", "date": 1}',
+        b'{"text": "not a number", "score": NaN, "date": 2}',
+        b'{"text": "large", "date": 123456789012345678901234567890}',
+        b'{"text": "nested", "date": [123456789012345678901234567890]}',
+        b'{"text": "twice", "text": "second", "date": 1.50}',
+    ]
+    path = write(tmp_path / "a.jsonl", b"\n".join(lines))
+    table, _ = read_whole(path, 10**9, date_column="date")
+    assert table["text"].to_pylist() == ["mark", "not a number", "large", "nested", "second"]
+    large = "123456789012345678901234567890"
+    assert table["date"].to_pylist() == ["1", "2", large, f"[{large}]", "1.5"]
+
+
 def test_deep_nesting_is_invalid_json(tmp_path):
     path = write(tmp_path / "a.jsonl", b"[" * 100_000 + b'\n{"text": "next"}\n')
     assert read(path) == ({1: "next"}, {"invalid_json": [0]})

@@ -46,7 +46,24 @@ def stages():
     example = {"hash": 1, "record_id": "ab", "source": "web", "file": "a.jsonl", "row": 7, "language": None}
     gopher.example("gopher_quality.too_few_words", {**example, "text": "<script>alert('x')</script> & more"})
     gopher.abstained["gopher_quality.stop_words"] = 77
-    return [read, gopher, shards]
+    read.example("read.invalid_json", {**example, "row": 9, "text": '{"mail": "jane@example.org"'})
+    read.count(read.dropped, "source0", "read.invalid_json", 20)
+    gopher.edits = {"gopher_quality.lines": 12}
+    gopher.histograms["gopher_quality.oddness"] = {"0.1": 5, "0.9": 1}
+    gopher.pairs = {"candidate_documents": 31, "verified_pairs": 17}
+    read.noted = {"read.warc_request": 41}
+    gopher.cluster_sizes = {"2": 4, "9": 1, "12": 1}
+    gopher.hosts, gopher.urls = {"dropped": [[1, "a.org"], [2, "a.org"], [3, "b.org"]]}, {"dropped": 300}
+    shards.hosts, shards.urls = {"kept": [[1, "b.org"]]}, {"kept": 50}
+    shards.licenses = {"mit": [3, 1000], "none stated": [1, 10]}
+    nsfw = StageStatistics("nsfw")
+    nsfw.count(nsfw.dropped, "source0", "nsfw.dirty_words", 10)
+    nsfw.example("nsfw.dirty_words", {**example, "text": "something dirty"})
+    personal = StageStatistics("pii", edits={"pii.email": 31})
+    for stage in (nsfw, personal):
+        stage.count(stage.kept, "source0", "en", 5)
+        stage.count(stage.seen, "source0", "en", 15)
+    return [read, nsfw, personal, gopher, shards]
 
 
 @pytest.fixture
@@ -61,10 +78,42 @@ def test_the_report_shows_the_funnel_reasons_and_examples(page):
     checker.feed(page)
     text = " ".join(checker.text.split())
     assert checker.open == []
-    for shown in ("1,000", "400", "40.0 %", "1,234", "gopher_quality.too_few_words600", "stop_words abstained on 77"):
+    for shown in ("1,000", "400", "40.0 %", "1,234", "too_few_words600 60.0 %", "stop_words abstained on 77"):
+        assert shown in text
+    for shown in ("41 × warc_request, no loss", "31 candidate documents, 17 verified pairs", "(Gopher: 50)"):
         assert shown in text
     assert "a.jsonl · row 7" in text
     assert "3 more" in text, "ten sources do not get ten colours"
+
+
+def test_the_report_shows_problems_hosts_duplicates_licenses_and_personal_data(page):
+    checker = Checker()
+    checker.feed(page)
+    text = " ".join(checker.text.split())
+    assert "row 9" in text
+    assert "[e-mail]" in text
+    assert "jane@example.org" not in page
+    assert "a.org2000200" in text.replace(" ", ""), "100 documents for each of the sample"
+    assert "b.org15050100" in text.replace(" ", "")
+    assert "8to15221" in text.replace(" ", ""), "two texts of 9 and 12 copies"
+    assert "mit31.0kB" in text.replace(" ", "")
+    assert "pii.email31" in text.replace(" ", "")
+    assert "gopher_quality.oddness" in text
+    assert "12 × lines" in text
+
+
+def test_what_may_offend_is_hidden_until_asked_for(page):
+    place = page.index("something dirty")
+    before = page[:place]
+    inner = before[before.rindex("<details") :]
+    assert "may be offensive: show them" in inner
+    assert "open" not in inner[: inner.index(">")]
+
+
+def test_every_link_of_the_contents_has_its_section(page):
+    links = re.findall(r'href="#([^"]+)"', page)
+    assert {"stage-read", "stage-nsfw", "hosts", "problems", "time"} <= set(links)
+    assert all(f'id="{link}"' in page for link in links)
 
 
 def test_the_report_loads_nothing_and_runs_nothing(page):
@@ -79,7 +128,7 @@ def test_the_report_loads_nothing_and_runs_nothing(page):
 def test_the_picture_takes_its_colours_from_the_page_in_light_and_dark(page):
     svg = page[page.index("<svg") : page.index("</svg>")]
     assert "var(--series-0)" in svg
-    assert "currentColor" in svg
+    assert "fill" in svg and "svg text { fill: var(--ink)" in page
     assert not re.search(r"(fill|stroke): #", svg)
     assert "prefers-color-scheme: dark" in page
 

@@ -10,7 +10,7 @@ from llama_train.config import ActivationCheckpointing, EngineConfig, ModelConfi
 from llama_train.model.initialize import initialize
 from llama_train.model.llama import Llama
 from llama_train.parallel.apply import parallelize
-from llama_train.parallel.layout import Layout
+from llama_train.parallel.layout import Layout, make_groups
 from llama_train.parallel.shard import apply_fsdp
 
 SHAPE = {"layers": 3, "heads": 4, "kv_heads": 2, "ffn_size": 48, "context": 64}
@@ -36,7 +36,8 @@ def gradients(tied: bool, switches: dict | None, sharded: bool) -> list[torch.Te
     initialize(model, config, seed=0)
     if switches is not None:
         settings = EngineConfig(precision=Precision.fp64, **{"loss_chunk": 0, **switches})
-        parallelize(model, settings, Layout(1, 1, 0, 2), "cpu")
+        layout = Layout(1, 1, 0, 2)
+        parallelize(model, settings, layout, make_groups(layout, torch.device("cpu"), 60.0, tied), "cpu")
     if sharded:
         apply_fsdp(model, init_device_mesh("cpu", (1,)), Precision.fp64, reshard_after_forward=True)
     tokens = torch.randint(101, (2, 32), generator=torch.Generator().manual_seed(1))

@@ -16,6 +16,7 @@ import torch
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
 from llama_train.config import TrainConfig
+from llama_train.engine.engine import StepResult
 from llama_train.observe import memory_snapshot, profiler
 from llama_train.observe.heatmap import heat_map, merge
 from llama_train.observe.metrics import (
@@ -97,8 +98,8 @@ def test_garbage_is_collected_after_the_chosen_steps_and_at_no_other_time(
         if phase == "start" and finished[0] >= 0:
             at.append(finished[0])
 
-    def step_done(self: training.Run, tokens: int) -> None:
-        self.step, self.tokens = self.step + 1, self.tokens + tokens
+    def step_done(self: training.Run, result: StepResult) -> None:
+        self.step, self.tokens = self.step + 1, self.tokens + result.tokens
         finished[0] = self.step
         litter = [[] for _ in range(3000)]  # enough to wake Python's own collector, several times
         for piece in litter:

@@ -6,14 +6,14 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.filters.words import gram_hash, words_of
+from data_pipeline.filters.word_hashes import gram_hash, words_of
 
 ALONE = [(0x0E00, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9D)]
 MASK = 2**64 - 1
 
 
 def plain_words(text):
-    """Return [(first byte, word)] as `words.py` describes them."""
+    """Return [(first byte, word)] as `word_hashes.py` describes them."""
     words, byte, current = [], 0, None
     for character in text:
         category, code = unicodedata.category(character), ord(character)

@@ -1,0 +1,59 @@
+"""Whether all ranks of a job run the same code with the same configuration, found out before they begin."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_foundation.errors import RunError
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+PACKAGES = ("llama_train", "llama_foundation", "data_pipeline")
+
+
+def software() -> dict[str, str]:
+    """Return what decides what this process computes: versions, and a hash of the source that it runs."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return {"python": platform.python_version(), "torch": version("torch"), "llama-train": digest.hexdigest()[:16]}
+
+
+def difference(mine: dict[str, str], leading: dict[str, str]) -> str | None:
+    """Return what this process runs in another version than rank 0, None if nothing."""
+    names = [name for name in leading if mine.get(name) != leading[name]]
+    return ", ".join(f"{name} {mine.get(name)} instead of {leading[name]}" for name in names) or None
+
+
+def agree(store: dist.Store, rank: int, size: int, problem: str | None, timeout_seconds: float) -> None:
+    """Wait for all ranks to compare themselves with rank 0; every rank calls it.
+
+    Args:
+        problem: what is different on this rank.
+
+    Raises:
+        RunError: the first problem of any rank, on all of them; or ranks that did not come in time.
+    """
+    if size == 1:
+        return
+    if problem is not None:
+        store.compare_set("disagreement", "", problem)
+    store.set(f"here-{rank}", "")
+    if store.add("here", 1) == size:
+        store.set("all-here", "")
+    try:
+        store.wait(["all-here"], timedelta(seconds=timeout_seconds))
+    except RuntimeError:
+        missing = [each for each in range(size) if not store.check([f"here-{each}"])]
+        named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if missing[8:] else "")
+        raise RunError(f"rank {named} of {size} did not begin within {timeout_seconds:.0f} s of the others") from None
+    if store.check(["disagreement"]):
+        raise RunError(store.get("disagreement").decode())

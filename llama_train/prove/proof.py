@@ -1,0 +1,134 @@
+"""Cases against one process: what each gave, and whether that is close enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_foundation.errors import RunError
+from llama_train.config import ActivationCheckpointing, AttentionName, Precision, TrainConfig
+from llama_train.prove.case import BATCH_SIZE, Case, Variant, part
+from llama_train.prove.harness import FLOAT64, Differences, compare, make_shards, run_case
+from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS
+
+FIRST_STEPS = 5
+"""How many steps are held against the spread: later ones drift apart by themselves."""
+
+SPREAD_TIMES = 4.0
+"""A run in fp32 or bf16 may be so many times as far from one process as that is from itself in other micro-batches."""
+
+SWITCHED_OFF = {
+    "attention": AttentionName.sdpa,
+    "activation_checkpointing": ActivationCheckpointing.none,
+    "loss_chunk": 0,
+    "compile": False,
+    "offload": False,
+}
+"""The engine's settings under which nothing is computed in another way than the model is written."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a case gave; without `differences` it did not get to the end, and `error` says why."""
+
+    case: str
+    engine: str
+    ranks: int
+    device: str
+    differences: Differences | None
+    limit: Differences
+    seconds: float
+    error: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.differences is not None and self.differences.within(self.limit)
+
+
+def outcomes(cases: list[Case], config: TrainConfig, work: Path, fault: str | None = None) -> Iterator[Outcome]:
+    """Run the cases one after the other, and what they are compared with before each that needs it first.
+
+    Args:
+        config: the shrunk configuration.
+        work: a folder to work in.
+        fault: planted in every case, never in a reference.
+
+    Raises:
+        RunError: a reference failed.
+    """
+    config = _with_shards(config, work)
+    references: dict[str, tuple[Path, Differences]] = {}
+    for case in cases:
+        computed = repr(case.variant)
+        if computed not in references:
+            references[computed] = _reference(case.variant, config, work)
+        reference, limit = references[computed]
+        started = time.monotonic()
+        placed = _on_device(config, case)
+        differences, error = None, ""
+        try:
+            differences = compare(run_case(case, placed, work, fault), reference)
+        except RunError as failure:
+            error = str(failure)
+        seconds = time.monotonic() - started
+        engine, device = config.engine.name.value, placed.cluster.device
+        yield Outcome(case.name, engine, case.world, device, differences, limit, seconds, error)
+
+
+def first_steps(cases: list[Case]) -> tuple[list[Case], list[str]]:
+    """Return the cases cut to `FIRST_STEPS`, and what is left out: those that are resumed later than that."""
+    kept = [case for case in cases if len(case.parts) == 1]
+    cut = [dataclasses.replace(c, parts=(dataclasses.replace(c.parts[0], last=FIRST_STEPS),)) for c in kept]
+    left_out = [case.name for case in cases if len(case.parts) > 1]
+    return cut, [f"not run, for only {FIRST_STEPS} steps are compared: {', '.join(left_out)}"] if left_out else []
+
+
+def _reference(variant: Variant, config: TrainConfig, work: Path) -> tuple[Path, Differences]:
+    """Run one process in one micro-batch; return where its results are, and how far others may be from it."""
+    # The reference has no switch on that a case could share a fault with.
+    plain = dataclasses.replace(config, engine=dataclasses.replace(config.engine, **SWITCHED_OFF))
+    if config.engine.precision is Precision.fp64:
+        return _alone(variant, plain, work, variant.batch_size, STEPS), FLOAT64
+    sizes = [variant.batch_size >> halvings for halvings in range(4) if variant.batch_size % (1 << halvings) == 0]
+    places = [_alone(variant, plain, work, size, FIRST_STEPS) for size in sizes]
+    # Micro-batches round the same activations in another order only. Tensor parallelism rounds summands, as far from
+    # the others as they are from what is exact: how far that is belongs to the spread.
+    exact = dataclasses.replace(plain, engine=dataclasses.replace(plain.engine, precision=Precision.fp64))
+    places.append(_alone(variant, exact, work, variant.batch_size, FIRST_STEPS))
+    pairs = [compare([a], b) for number, a in enumerate(places) for b in places[:number]]
+    spread = {
+        name: SPREAD_TIMES * max(getattr(pair, name) for pair in pairs)
+        for name in ("loss", "gradient", "norm", "weight")
+    }
+    return places[0], Differences(**spread)
+
+
+def _alone(variant: Variant, plain: TrainConfig, work: Path, micro_batch_size: int, last: int) -> Path:
+    case = Case("1 process", (part(last, {"micro_batch_size": micro_batch_size}),), variant)
+    return run_case(case, _on_device(plain, case), work / "reference")[0]
+
+
+def _on_device(config: TrainConfig, case: Case) -> TrainConfig:
+    """Return `config` with the device that has room for the case: CUDA where there are as many as ranks."""
+    asked, device = config.cluster.device, "cpu"
+    if asked != "cpu":
+        import torch
+
+        if torch.cuda.device_count() >= case.world:
+            device = "cuda"
+        elif asked == "cuda":
+            raise RunError(
+                f"cluster.device=cuda has {torch.cuda.device_count()} devices for {case.world} ranks; use "
+                "cluster.device=cpu, or auto to take devices only where there are enough"
+            )
+    return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, device=device))
+
+
+def _with_shards(config: TrainConfig, work: Path) -> TrainConfig:
+    tokens = 3 * STEPS * BATCH_SIZE * SEQUENCE_LENGTH
+    if not (work / "shards").exists():
+        make_shards(work / "shards", config.model.vocab_size, tokens, packed_for=SEQUENCE_LENGTH)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=str(work / "shards")))

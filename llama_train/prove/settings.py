@@ -1,0 +1,39 @@
+"""The settings of `llama-prove`: those of a training run, and how to prove it."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from llama_foundation.errors import ConfigError
+from llama_train.config import Precision, TrainConfig
+from llama_train.prove.stretch import FAULTS
+
+
+class Matrix(Enum):
+    """Which layouts are run against one process."""
+
+    own = "own"  # the configuration's
+    reduced = "reduced"  # some of `full`, in a few minutes
+    full = "full"  # every axis alone, every pair, more together, every schedule and method, the hard cases
+
+
+@dataclass
+class ProveSettings:
+    """What to prove and how to say it."""
+
+    matrix: Matrix = Matrix.own
+    precision: Precision = Precision.fp64  # fp32 and bf16 are held against the spread of one process over its splits
+    json: bool = False  # print one JSON object instead of a table
+    table: str | None = None  # write the table to this file too, as Markdown
+    fault: str | None = None  # plant a known fault, to see that the proof notices it
+
+
+@dataclass
+class ProveConfig(TrainConfig):
+    """A training configuration, and how to prove it."""
+
+    prove: ProveSettings = field(default_factory=ProveSettings)
+
+    def check(self) -> None:
+        super().check()
+        if self.prove.fault is not None and self.prove.fault not in FAULTS:
+            raise ConfigError(f"prove.fault={self.prove.fault} is not known; use one of {', '.join(FAULTS)}")
