@@ -62,6 +62,7 @@ def _meet() -> dist.Store:
 
 def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> int:
     """Take the run directory, write the configuration, tell the other ranks, train."""
+    from llama_train.engine.build import check_engine
     from llama_train.parallel.float8 import check_float8
     from llama_train.parallel.overlap import check_async_tensor_parallel
     from llama_train.parallel.resolve import check_nodes, resolve_layout
@@ -69,10 +70,13 @@ def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> i
     check_float8(config.engine, config.model, config.cluster.device)
     check_async_tensor_parallel(config.engine, config.cluster.device)
     check_nodes(resolve_layout(config, size), config.cluster.processes_per_node or local_world_size())
+    files = check_engine(config, size)
     directory = Path(config.output) / config.name
     with RunLock(directory):
         _refuse_another_run(directory)
         publish_text(directory / "config.yaml", compose.dump(config))
+        for name, text in files.items():
+            publish_text(directory / name, text)
         verdict |= {"config": str(directory / "config.yaml"), "fingerprint": compose.fingerprint(config)}
         verdict |= {"software": software()}
         store.set("verdict", json.dumps(verdict))

@@ -227,7 +227,16 @@ class LayoutConfig:
 
 
 class EngineName(Enum):
-    native = "native"
+    native = "native"  # PyTorch's FSDP2
+    deepspeed = "deepspeed"  # DeepSpeed's ZeRO 1, 2 and 3
+
+
+class OffloadTo(Enum):
+    """Where DeepSpeed keeps what a device does not hold."""
+
+    none = "none"
+    cpu = "cpu"
+    nvme = "nvme"
 
 
 class Precision(Enum):
@@ -288,6 +297,12 @@ class EngineConfig:
     offload: bool = False  # FSDP2: weights, gradients and optimizer state in host memory, gathered block by block
     timeout_seconds: float = 600.0  # a collective, or a step without progress, that takes longer ends the job
     garbage_collection_every: int = 0  # optimizer steps, on all ranks at once; 0: whenever Python likes, on each rank
+    # For name=deepspeed only.
+    zero_stage: int | None = None  # cut over the ranks: 1 optimizer state, 2 and gradients, 3 and weights
+    offload_optimizer: OffloadTo = OffloadTo.none  # optimizer state and master weights
+    offload_parameters: OffloadTo = OffloadTo.none  # zero_stage=3: the weights that are computed with
+    nvme_path: str | None = None  # a directory on the NVMe device
+    config_file: str | None = None  # a ds_config.json whose settings are passed on
 
     def check(self) -> None:
         _at_least("engine.activation_checkpointing_every", self.activation_checkpointing_every, 1)

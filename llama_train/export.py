@@ -1,4 +1,4 @@
-"""llama-convert: a checkpoint to Hugging Face's or Meta's format, or back.
+"""llama-convert: a checkpoint to Hugging Face's or Meta's format, or back; also from DeepSpeed's.
 
 `python -m llama_train.export` does the same.
 """
@@ -29,7 +29,7 @@ class Target(Enum):
 class ConvertConfig:
     """What to convert, and into what."""
 
-    input: str = MISSING  # a checkpoint, a run (its newest checkpoint), a Hugging Face directory, or Meta's files
+    input: str = MISSING  # a checkpoint, a run (its newest), a Hugging Face directory, Meta's or DeepSpeed's files
     to: Target = MISSING
     output: str = MISSING  # the directory to make
     dtype: str | None = None  # of the weights; null: as they are

@@ -14,7 +14,7 @@ from llama_train.cluster import prepare
 from llama_train.config import TrainConfig
 from llama_train.data.order import TokenOrder
 from llama_train.distributed import distributed
-from llama_train.engine.build import build_engine
+from llama_train.engine.build import build_engine, describe_engine
 from llama_train.engine.engine import NonFiniteError
 from llama_train.observe.inside import Inside
 from llama_train.observe.observers import Observers
@@ -63,7 +63,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
             Inside(config, world, directory, engine, observe) as inside,
             GarbageCollection(config.engine.garbage_collection_every) as garbage,
         ):
-            for line in prepared:
+            for line in [*prepared, *describe_engine(config, world.size)]:
                 observe.phase(line)
             run.announce(observe, layout, order)
             clock = StepClock(watchdog.beat)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from llama_train.checkpoint.collective import Group
+from llama_train.checkpoint.deepspeed_files import DeepSpeedDirectory, is_deepspeed
 from llama_train.checkpoint.huggingface_files import HuggingFaceDirectory, is_huggingface
 from llama_train.checkpoint.meta_files import MetaDirectory, is_meta
 from llama_train.checkpoint.restore import WEIGHTS, WeightSource, check_same_tensors, open_checkpoint, pieces
@@ -45,7 +46,7 @@ def load_model(
 
 
 def open_weights(path: Path | str, group: Group = None, context: int | None = None) -> WeightSource:
-    """Open a native checkpoint, a Hugging Face directory or Meta's files, whichever `path` is by what it holds.
+    """Open a native checkpoint, a Hugging Face directory, Meta's or DeepSpeed's files, by what `path` holds.
 
     Args:
         context: of the model in tokens, for Meta's files, which do not say it; None: see `MetaDirectory`.
@@ -53,6 +54,8 @@ def open_weights(path: Path | str, group: Group = None, context: int | None = No
     Raises:
         CheckpointError: it is none of them, or damaged.
     """
+    if is_deepspeed(Path(path)):  # before Hugging Face's, whose Trainer leaves both in one directory
+        return DeepSpeedDirectory(Path(path), group)
     if is_huggingface(Path(path)):
         return HuggingFaceDirectory(Path(path), group)
     if is_meta(Path(path)):

@@ -9,8 +9,9 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy
@@ -43,17 +44,26 @@ class PickledTensors:
 
     torch.load could map the file itself, but privately, for which Linux wants as much memory as the file is large.
 
+    Args:
+        stand_ins: what else the file may name, each with something harmless that is called in its place.
+        pick: returns the named tensors, where the file's dictionary holds other things as well.
+
     Raises:
-        CheckpointError: it is damaged, holds anything but named tensors, or names a class that is not in `ALLOWED`.
+        CheckpointError: it is damaged, holds anything but named tensors, or names a class that is not allowed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stand_ins: Mapping[str, Any] = MappingProxyType({}),
+        pick: Callable[[dict[Any, Any]], dict[Any, Any]] = lambda value: value,
+    ) -> None:
         self.path = path
         self.tensors: dict[str, TensorEntry] = {}
         self._begin: dict[str, int] = {}
-        _check_archive(path)
+        _check_archive(path, ALLOWED | stand_ins.keys())
         size = path.stat().st_size
-        for name, tensor in _described(path).items():
+        for name, tensor in pick(_described(path, stand_ins)).items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                 raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
             if tensor.dtype not in DTYPES.values() or not tensor.is_contiguous():
@@ -81,10 +91,10 @@ class PickledTensors:
         return torch.from_numpy(part).view(entry.dtype)
 
 
-def _described(path: Path) -> dict[Any, Any]:
+def _described(path: Path, stand_ins: Mapping[str, Any]) -> dict[Any, Any]:
     """Run the weights-only loader with tensors that have no memory."""
     try:
-        with FakeTensorMode():
+        with FakeTensorMode(), torch.serialization.safe_globals([(made, name) for name, made in stand_ins.items()]):
             value = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
         raise CheckpointError(
@@ -124,7 +134,7 @@ def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + _LOCAL_HEADER.size + name + extra
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path, allowed: Set[str]) -> None:
     """Look through the pickle, without running it, for every class and function that it names."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -138,7 +148,7 @@ def _check_archive(path: Path) -> None:
         for operation, argument, _ in pickletools.genops(data):
             if operation.name in ("GLOBAL", "INST"):
                 named = str(argument).replace(" ", ".")
-                if named not in ALLOWED:
+                if named not in allowed:
                     raise CheckpointError(
                         f"{path}: names {named}, which is no tensor: loading it could run code, so it is refused. "
                         "Only weights are read; save them anew, where you trust the file, as a dictionary of tensors"

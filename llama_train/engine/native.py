@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from llama_train.config import Precision, TrainConfig
 from llama_train.data.batches import MicroBatch
 from llama_train.engine.engine import Chunk, NonFiniteError, StepResult
+from llama_train.engine.outputs import shown
 from llama_train.model.initialize import initial_values
 from llama_train.model.llama import IGNORE, Llama
 from llama_train.optimizer.adamw import build_adamw
@@ -72,7 +73,7 @@ class NativeEngine:
         with contextlib.ExitStack() as stack:
             stack.enter_context(watch.running())
             for model in self.models.values():
-                stack.enter_context(_shown(model, look_at_outputs))
+                stack.enter_context(shown(model, look_at_outputs))
             if self.pipeline is not None:
                 loss = self.pipeline.forward_backward(inputs, divisor)
             else:
@@ -189,33 +190,3 @@ class NativeEngine:
         for held in self.held:
             if held.parameter.grad is not None:
                 yield from held.chunks(f"gradients/{held.name}", held.parameter.grad)
-
-
-@contextlib.contextmanager
-def _shown(model: Llama, look: Callable[[int, torch.Tensor], None] | None) -> Iterator[None]:
-    """Show `look` the outputs of the model's layers.
-
-    It wraps what calling a module calls, in front of compiled code (`nn.Module.compile` sets the same attribute) and of
-    recomputation: hooks that come after compilation are not seen by it, and others would be called twice.
-    """
-    if look is None:
-        yield
-        return
-    blocks = {int(layer): block for layer, block in model.model.layers.items()}
-    before = {layer: block._compiled_call_impl for layer, block in blocks.items()}
-
-    def showing(layer: int, call: Callable) -> Callable:
-        def call_and_show(*arguments: Any, **named: Any) -> Any:
-            output = call(*arguments, **named)
-            look(layer, output.detach())
-            return output
-
-        return call_and_show
-
-    try:
-        for layer, block in blocks.items():
-            block._compiled_call_impl = showing(layer, before[layer] or block._call_impl)
-        yield
-    finally:
-        for layer, block in blocks.items():
-            block._compiled_call_impl = before[layer]

@@ -1,0 +1,263 @@
+"""Reading checkpoints that DeepSpeed has written, native and universal: their float32 master weights.
+
+    DIR/latest                               the name of the newest checkpoint, called TAG here
+    DIR/TAG/*_model_states.pt                shapes of the parameters, group by group
+    DIR/TAG/*zero_pp_rank_N_*optim_states.pt what rank N held of each group, flat (ZeRO 1, 2 and 3)
+    DIR/TAG/zero/NAME/fp32.pt                one parameter (universal)
+
+None of it says how many heads the model has, so a Hugging Face config.json must lie in DIR or in DIR/TAG, as Hugging
+Face's Trainer leaves it. DeepSpeed is not needed, and none of its classes is made: those that its pickles name are
+listed here and replaced by empty ones.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama_foundation.errors import CheckpointError
+from llama_train.checkpoint.collective import Group
+from llama_train.checkpoint.huggingface_config import from_huggingface
+from llama_train.checkpoint.huggingface_files import CONFIG, TOKENIZER_FILES, json_object
+from llama_train.checkpoint.index import TensorEntry
+from llama_train.checkpoint.pth import PickledTensors
+from llama_train.checkpoint.restore import WEIGHTS
+from llama_train.config import ModelConfig
+
+_WRAPPERS = re.compile(
+    r"^(module\.|_orig_mod\.|_forward_module\.)+|(?<=\.)_orig_mod\.|(?<=\.)_checkpoint_wrapped_module\."
+)
+_RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class _Nothing:
+    """In place of an object that is not looked at."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+
+class _Stage(int):
+    """In place of DeepSpeed's enumeration of ZeRO stages."""
+
+
+_STAND_INS: dict[str, Any] = {
+    "torch.Size": torch.Size,
+    "torch.Tensor": torch.Tensor,
+    "torch._tensor._rebuild_from_type_v2": torch._tensor._rebuild_from_type_v2,  # tensors with attributes: ZeRO-3's
+    "torch.nn.parameter.Parameter": torch.nn.Parameter,
+    "deepspeed.runtime.zero.config.ZeroStageEnum": _Stage,
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler": _Nothing,
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler": _Nothing,
+    "deepspeed.utils.tensor_fragment.fragment_address": _Nothing,
+    "torch.BoolStorage": torch.BoolStorage,
+    "torch.ByteStorage": torch.ByteStorage,
+    "torch.IntStorage": torch.IntStorage,
+    "torch.LongStorage": torch.LongStorage,
+}
+
+
+def is_deepspeed(path: Path) -> bool:
+    """Whether `path` looks like a directory of DeepSpeed's, or one checkpoint in it."""
+    return (path / "latest").is_file() or (path / "latest_universal").is_file() or _is_tag(path)
+
+
+class DeepSpeedDirectory:
+    """The master weights of a DeepSpeed checkpoint under our names, read when asked for. Pickles carry no checksums.
+
+    Raises:
+        CheckpointError: no checkpoint of ZeRO 1, 2 or 3 without tensor or pipeline parallelism, no config.json, a file
+            is missing or damaged, or it names a class that is not expected.
+    """
+
+    def __init__(self, directory: Path, group: Group = None) -> None:
+        self.directory = directory
+        self.group = group
+        tag = _find_tag(directory)
+        self._home = next((place for place in (tag, tag.parent) if (place / CONFIG).is_file()), None)
+        if self._home is None:
+            raise CheckpointError(
+                f"{tag}: DeepSpeed's files do not say which model this is; put the model's Hugging Face {CONFIG} there"
+            )
+        self._config = from_huggingface(json_object(self._home / CONFIG), self._home / CONFIG)
+        self._parts: dict[str, _Parts] = {}
+        for name, parts in _universal(tag) if (tag / "zero").is_dir() else _native(tag):
+            self._parts[WEIGHTS + _WRAPPERS.sub("", name)] = parts
+        if self._config.tied_embeddings and WEIGHTS + _EMBEDDING in self._parts:
+            self._parts.pop(WEIGHTS + _HEAD, None)
+        self.tensors = {name: TensorEntry(torch.float32, parts.shape) for name, parts in self._parts.items()}
+
+    def read(self, name: str, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> torch.Tensor:
+        """Return one rectangle of a weight; of a matrix, its whole rows are read."""
+        parts = self._parts[name]
+        row = math.prod(parts.shape[1:])
+        rows = parts.read(offsets[0] * row, lengths[0] * row).view(lengths[0], *parts.shape[1:])
+        return rows[(slice(None), *(slice(o, o + n) for o, n in zip(offsets[1:], lengths[1:], strict=True)))]
+
+    def model_config(self) -> ModelConfig:
+        """Return the model that config.json describes."""
+        return self._config
+
+    def tokenizer_files(self) -> dict[str, Path]:
+        """Return the tokenizer's files by name."""
+        assert self._home is not None
+        found = {name: self._home / name for name in TOKENIZER_FILES if (self._home / name).is_file()}
+        return found if {"tokenizer.model", "tokenizer.json"} & found.keys() else {}
+
+
+class _Parts:
+    """A parameter's flattened elements, in ranges of flat tensors in files, in order."""
+
+    def __init__(self, shape: tuple[int, ...], ranges: list[tuple[PickledTensors, str, int, int]]) -> None:
+        self.shape = shape
+        self._ranges = ranges  # file, name of the flat tensor, first element there, how many
+
+    def read(self, start: int, count: int) -> torch.Tensor:
+        found, begin = [], 0
+        for file, name, first, length in self._ranges:
+            low, high = max(start, begin), min(start + count, begin + length)
+            if low < high:
+                found.append(file.read(name, (first + low - begin,), (high - low,)))
+            begin += length
+        return torch.cat(found) if found else torch.empty(0)
+
+
+def _find_tag(directory: Path) -> Path:
+    if _is_tag(directory):
+        return directory
+    for pointer in ("latest", "latest_universal"):
+        if (directory / pointer).is_file():
+            name = (directory / pointer).read_text(encoding="utf-8", errors="replace").strip()
+            if not re.fullmatch(r"[\w.-]+", name) or not _is_tag(directory / name):
+                raise CheckpointError(f"{directory / pointer}: names {name!r}, which is no checkpoint beside it")
+            return directory / name
+    raise CheckpointError(f"{directory}: no checkpoint of DeepSpeed")
+
+
+def _is_tag(path: Path) -> bool:
+    return path.is_dir() and ((path / "zero").is_dir() or any(path.glob("*_model_states.pt")))
+
+
+def _universal(tag: Path) -> Iterator[tuple[str, _Parts]]:
+    for path in sorted((tag / "zero").glob("*/fp32.pt")):
+        shape: list[tuple[int, ...]] = []
+
+        def pick(value: dict[Any, Any], shape: list[tuple[int, ...]] = shape, path: Path = path) -> dict[Any, Any]:
+            if not isinstance(value.get("param"), torch.Tensor):
+                raise CheckpointError(f"{path}: holds no tensor `param`")
+            shape.append(tuple(value["param"].shape))
+            return {"param": value["param"].flatten()}
+
+        file = PickledTensors(path, _STAND_INS, pick)
+        yield path.parent.name, _Parts(shape[0], [(file, "param", 0, math.prod(shape[0]))])
+
+
+def _native(tag: Path) -> Iterator[tuple[str, _Parts]]:
+    files, stage = _flat_files(tag)
+    groups = _parameter_shapes(tag)
+    if stage == 3:
+        yield from _zero_3(tag, files, groups)
+        return
+    for number, shapes in enumerate(groups):
+        sizes = [file.tensors[f"{number}"].shape[0] if f"{number}" in file.tensors else 0 for file in files]
+        begins = [sum(sizes[:rank]) for rank in range(len(sizes) + 1)]
+        offset = 0
+        for name, shape in shapes.items():
+            count = math.prod(shape)
+            if offset + count > begins[-1]:
+                raise CheckpointError(f"{tag}: group {number} ends before {name}; is a file of another checkpoint?")
+            ranges = []
+            for rank, file in enumerate(files):
+                low, high = max(offset, begins[rank]), min(offset + count, begins[rank + 1])
+                if low < high:
+                    ranges.append((file, f"{number}", low - begins[rank], high - low))
+            yield name, _Parts(shape, ranges)
+            offset += count
+
+
+def _zero_3(
+    tag: Path, files: list[PickledTensors], groups: list[dict[str, tuple[int, ...]]]
+) -> Iterator[tuple[str, _Parts]]:
+    """Every rank holds an equal share of each parameter, the last one filled up; sub-groups follow each other."""
+    ends: list[tuple[str, int]] = []  # of the flat tensors, which are alike on all ranks
+    for name, entry in files[0].tensors.items():
+        ends.append((name, (ends[-1][1] if ends else 0) + entry.shape[0]))
+    position = 0
+    for name, shape in (item for group in groups for item in group.items()):
+        count, share = math.prod(shape), -(-math.prod(shape) // len(files))
+        place = next((number for number, (_, end) in enumerate(ends) if position + share <= end), None)
+        if place is None:
+            raise CheckpointError(f"{tag}: the ranks' files end before {name}; is a file of another checkpoint?")
+        first = position - (ends[place - 1][1] if place else 0)
+        lengths = [max(0, min(share, count - rank * share)) for rank in range(len(files))]
+        ranges = [(file, ends[place][0], first, n) for file, n in zip(files, lengths, strict=True) if n]
+        yield name, _Parts(shape, ranges)
+        position += share
+
+
+def _flat_files(tag: Path) -> tuple[list[PickledTensors], int]:
+    """Open what the ranks held, in order, and say by which ZeRO stage."""
+    found: dict[int, Path] = {}
+    for path in tag.glob("*_optim_states.pt"):
+        match = _RANK.search(path.name)
+        if match is None or int(match[2]) != 0:
+            raise CheckpointError(
+                f"{path}: of tensor or pipeline parallelism; convert with DeepSpeed's ds_to_universal first, and give "
+                "its output"
+            )
+        found[int(match[1])] = path
+    if not found or sorted(found) != list(range(len(found))):
+        missing = sorted(set(range(max(found, default=0) + 1)) - found.keys())
+        raise CheckpointError(f"{tag}: no *_optim_states.pt of rank {', '.join(map(str, missing))}")
+    stages: list[int] = []
+
+    def pick(path: Path, value: dict[Any, Any]) -> dict[Any, Any]:
+        state = value.get("optimizer_state_dict")
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path}: no state of ZeRO")
+        stages.append(int(state.get("zero_stage", 1)))  # that of bf16 with ZeRO-1 does not say it
+        flat = state.get("fp32_flat_groups" if stages[-1] == 3 else "single_partition_of_fp32_groups")
+        counts = state.get("partition_count")
+        counts = set(counts) if isinstance(counts, list) else {counts}
+        if not isinstance(flat, list) or counts != {len(found)}:
+            raise CheckpointError(f"{path}: of {counts} ranks, but there are files of {len(found)}")
+        padded = any(any(paddings) for paddings in state.get("param_alignment_paddings") or [])
+        zero = value.get("ds_config", {}).get("zero_optimization", {})
+        if padded or zero.get("round_robin_gradients"):
+            raise CheckpointError(
+                f"{path}: written with parameter_alignment or round_robin_gradients, which move parameters; convert "
+                "with DeepSpeed's ds_to_universal first, and give its output"
+            )
+        return {str(number): tensor for number, tensor in enumerate(flat)}
+
+    files = [
+        PickledTensors(path, _STAND_INS, lambda value, path=path: pick(path, value))
+        for _, path in sorted(found.items())
+    ]
+    for file in files:
+        for name, entry in file.tensors.items():
+            if entry.dtype != torch.float32 or len(entry.shape) != 1:
+                raise CheckpointError(f"{file.path}: master weights of group {name} are not flat float32")
+    if len(set(stages)) != 1:
+        raise CheckpointError(f"{tag}: files of different ZeRO stages: {sorted(set(stages))}")
+    return files, stages[0]
+
+
+def _parameter_shapes(tag: Path) -> list[dict[str, tuple[int, ...]]]:
+    """Return name to shape of every parameter group, in the order in which they were flattened."""
+    path = min(tag.glob("*_model_states.pt"), key=lambda each: (len(each.name), each.name))
+    groups: list[dict[str, tuple[int, ...]]] = []
+
+    def pick(value: dict[Any, Any]) -> dict[Any, Any]:
+        shapes = value.get("param_shapes")
+        if not isinstance(shapes, list) or not all(isinstance(group, dict) for group in shapes):
+            raise CheckpointError(f"{path}: param_shapes is missing; saved without ZeRO?")
+        groups.extend({str(name): tuple(shape) for name, shape in group.items()} for group in shapes)
+        return {}
+
+    PickledTensors(path, _STAND_INS, pick)
+    return groups
