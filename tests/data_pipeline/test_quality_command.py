@@ -7,15 +7,14 @@ import subprocess
 import sys
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import zstandard
 
 from data_pipeline import quality as command
-from data_pipeline.document import SCHEMA, Documents
 from data_pipeline.filters import quality
 from data_pipeline.filters.quality import Quality
 from llama_foundation.errors import ConfigError
+from tests.data_pipeline.conftest import make_documents
 
 
 def sentences(word, count, seed):
@@ -54,17 +53,7 @@ def standard(folder, **changes):
 
 
 def documents(texts, languages):
-    count = len(texts)
-    columns = [
-        [bytes(16)] * count,
-        ["s"] * count,
-        ["f"] * count,
-        list(range(count)),
-        *[[None] * count] * 2,
-        languages,
-        texts,
-    ]
-    return Documents(pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA))
+    return make_documents([{"text": t, "language": language} for t, language in zip(texts, languages, strict=True)])
 
 
 def test_it_trains_prints_how_good_it_is_and_the_stage_applies_it(corpora, monkeypatch, capsys):

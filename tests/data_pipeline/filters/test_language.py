@@ -13,6 +13,7 @@ from data_pipeline.document import SCHEMA, Documents
 from data_pipeline.filters import language
 from data_pipeline.filters.language import MODEL, Language, LanguageMode
 from llama_foundation.errors import ConfigError
+from tests.data_pipeline.conftest import make_documents
 
 ENGLISH = "The committee will publish its annual report on the first of March.\nIt has forty pages."
 FRENCH = "Le comité publiera son rapport annuel le premier mars.\nIl compte quarante pages."
@@ -20,18 +21,8 @@ CHINESE = "委员会将于三月一日公布年度报告。\n报告共四十页�
 
 
 def documents(texts, languages=None):
-    count = len(texts)
-    languages = languages or [None] * count
-    columns = [
-        [bytes(16)] * count,
-        ["s"] * count,
-        ["f"] * count,
-        list(range(count)),
-        *[[None] * count] * 2,
-        languages,
-        texts,
-    ]
-    return Documents(pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA))
+    languages = languages or [None] * len(texts)
+    return make_documents([{"text": t, "language": language} for t, language in zip(texts, languages, strict=True)])
 
 
 def dropped(measured, rules):

@@ -10,29 +10,19 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data_pipeline.document import SCHEMA, Documents
 from data_pipeline.filters import nsfw, url_list
 from data_pipeline.filters.lexicon import SHIPPED, load_lexicons, matches
 from data_pipeline.filters.linear import QUANTILES, Features, LinearModel, save_model
 from data_pipeline.filters.nsfw import NSFW, Combination
 from data_pipeline.filters.url_list import UrlList
 from llama_foundation.errors import ConfigError, DataError
+from tests.data_pipeline.conftest import make_documents
 
 
 def documents(texts, urls=None, languages=None):
     count = len(texts)
-    urls, languages = urls or [None] * count, languages or ["en"] * count
-    columns = [
-        [bytes(16)] * count,
-        ["s"] * count,
-        ["f"] * count,
-        list(range(count)),
-        urls,
-        [None] * count,
-        languages,
-        texts,
-    ]
-    return Documents(pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA))
+    rows = zip(texts, urls or [None] * count, languages or ["en"] * count, strict=True)
+    return make_documents([{"text": text, "url": url, "language": language} for text, url, language in rows])
 
 
 @pytest.fixture

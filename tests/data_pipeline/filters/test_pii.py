@@ -6,17 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.document import SCHEMA, Documents
+from data_pipeline.document import Documents
 from data_pipeline.filters import pii
 from data_pipeline.filters.personal_data import KIND_NAMES, kinds, match_at
 from data_pipeline.filters.pii import PII
 from llama_foundation.errors import ConfigError
+from tests.data_pipeline.conftest import make_documents
 
 
 def documents(*texts):
-    count = len(texts)
-    columns = [[bytes(16)] * count, ["s"] * count, ["f"] * count, list(range(count)), *[[None] * count] * 3, texts]
-    return Documents(pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA))
+    return make_documents([{"text": text} for text in texts])
 
 
 def found_in(text, **changes):
