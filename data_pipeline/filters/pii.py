@@ -19,7 +19,7 @@ from data_pipeline.filters.word_hashes import text_buffers
 from llama_foundation.errors import ConfigError
 
 NAME = "pii"
-VERSION = 1
+VERSION = 2
 
 LONGEST_LOCAL_PART = 64  # bytes before the @, RFC 5321, section 4.5.3.1.1
 _GAP = 4  # bytes between two digits of a number, such as the parenthesis and the no-break space in "(0) 20"
@@ -96,7 +96,8 @@ def find(texts: pa.Array, settings: PII) -> dict[int, list[Item]]:
     offsets, data = text_buffers(texts)
     positions, begins = candidates(offsets, data)
     order = np.argsort(positions, kind="stable")
-    positions, begins = positions[order], begins[order]
+    positions, first = np.unique(positions[order], return_index=True)
+    begins = np.bitwise_or.reduceat(begins[order], first) if len(first) else begins  # where two kinds may begin
     edges = np.searchsorted(positions, offsets)
     found = {}
     for row in np.flatnonzero(np.diff(edges)).tolist():

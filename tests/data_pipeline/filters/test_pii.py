@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.document import Documents
@@ -122,6 +122,7 @@ PARTS = st.one_of(EXAMPLES, NOISE, GAPS, NUMBERS.map(lambda groups: "".join(map(
 
 
 @settings(max_examples=400, deadline=None)
+@example(["8.8.8.8", "+442079460958", "a.b@c.de"], False)
 @given(st.lists(PARTS, max_size=10), st.booleans())
 def test_the_kernel_finds_exactly_what_trying_every_position_finds(parts, public):
     text = "".join(parts).encode()
