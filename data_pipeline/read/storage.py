@@ -72,9 +72,9 @@ def describe(path: str) -> tuple[int, int]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def open_file(path: str) -> BinaryIO:
+def open_file(path: str) -> io.BufferedReader:
     """Open a local or remote file for reading; both can seek."""
-    return io.BufferedReader(_RemoteFile(path)) if is_remote(path) else open(path, "rb")  # type: ignore[return-value]
+    return io.BufferedReader(_RemoteFile(path)) if is_remote(path) else open(path, "rb")
 
 
 class _RemoteFile(io.RawIOBase):

@@ -53,10 +53,10 @@ def hash_bytes(data: np.ndarray, start: int, end: int) -> np.uint64:
 @numba.njit(cache=True, nogil=True, inline="always")
 def equal_bytes(data: np.ndarray, start: int, other: int, length: int) -> bool:
     """Return whether data[start:start + length] and data[other:other + length] are the same."""
-    for shift in range(length):  # noqa: SIM110
-        if data[start + shift] != data[other + shift]:
-            return False
-    return True
+    same = 0
+    while same < length and data[start + same] == data[other + same]:
+        same += 1
+    return same == length
 
 
 @numba.njit(cache=True, nogil=True)

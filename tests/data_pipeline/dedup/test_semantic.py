@@ -1,5 +1,6 @@
 """Semantic deduplication against cosines computed one by one."""
 
+import itertools
 import random
 import sys
 import types
@@ -26,7 +27,7 @@ def run(folder, rows, own, cuts=(), workers=1):
     """record id -> (cluster, copies) of what stays, and the statistics."""
     bounds = [0, *cuts, len(rows)]
     blocks = []
-    for start, end in zip(bounds, bounds[1:], strict=False):  # noqa: RUF007
+    for start, end in itertools.pairwise(bounds):
         blocks += write_documents(folder / f"{start}.arrow", make_documents(rows[start:end]))
     with LocalEngine(workers) as engine:
         blocks, statistics = semantic.run(Chain(folder / "work", engine, Console(quiet=True), 0), blocks, own)
