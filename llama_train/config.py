@@ -396,12 +396,20 @@ class ClusterConfig:
     nccl: dict[str, str] = field(default_factory=dict)  # environment of NCCL and Gloo, set before they start
     processes_per_node: int | None = None  # that share the fastest network; null: as many as the launcher started here
     numa_binding: bool = False  # each process on the cores next to its device; without devices, on cores of its own
+    # For llama-plan only.
+    accelerator: str | None = None  # a file of configs/accelerator/
+    devices_per_node: int | None = None
+    network_gb_per_second: float | None = None  # of one device to other nodes, one direction
 
     def check(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"cluster.device={self.device}; use auto, cpu or cuda")
         if self.processes_per_node is not None:
             _at_least("cluster.processes_per_node", self.processes_per_node, 1)
+        if self.devices_per_node is not None:
+            _at_least("cluster.devices_per_node", self.devices_per_node, 1)
+        if self.network_gb_per_second is not None:
+            _in_range("cluster.network_gb_per_second", self.network_gb_per_second, 1e-3, 1e5)
         for name, value in self.nccl.items():
             if not re.fullmatch(r"(NCCL|TORCH_NCCL|GLOO)_[A-Z0-9_]+", name) and name not in COMMUNICATION_VARIABLES:
                 raise ConfigError(
