@@ -32,7 +32,7 @@ SHARED = {
 }
 """Where each shared efficiency may lie."""
 
-OWN = {"matmul_efficiency": (0.4, 0.98), "attention_efficiency": (0.15, 0.75)}
+OWN = {"matmul_efficiency": (0.4, 0.98), "attention_efficiency": (0.15, 0.6)}
 """Where those of an accelerator may lie."""
 
 Values = dict[str, float]

@@ -1,10 +1,14 @@
 """Canonical parameter names: Hugging Face Llama's, whatever wraps the modules, and their unpadded shapes."""
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from llama_train.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
 """What checkpoint_wrapper, torch.compile and FSDP1 put into the names of the parameters below them."""

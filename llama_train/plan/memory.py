@@ -93,6 +93,9 @@ def rank_memory(
     if layout.pipeline > 1:
         boundary = _boundary(config, layout, tokens, pipeline_rank)
         kept.append(("stage inputs and outputs", boundary * in_flight, "2·n·D/t each"))
+    if _dense_mask(config, layout):
+        mask = layout.micro_batch_size * (sequence_length // layout.context) * sequence_length
+        kept.append(("document mask", 3 * mask * in_flight, "n·S, a byte kept and 2 bytes while it is applied"))
     layers = f"; {len(held)} layers, {in_flight:g} micro-batches"
     started = micro_batches > in_flight  # gradients of earlier micro-batches are there
 
@@ -291,6 +294,11 @@ def _attention(config: TrainConfig, layout: Layout, tokens: int, length: int) ->
 
 def _masks(config: TrainConfig) -> bool:
     return config.data.document_masks
+
+
+def _dense_mask(config: TrainConfig, layout: Layout) -> bool:
+    gathers = layout.context > 1 and layout.config.context_method is ContextMethod.all_gather
+    return _masks(config) and (config.engine.attention is AttentionName.sdpa or gathers)
 
 
 def _kept_by_products(config: TrainConfig, layout: Layout, tokens: int, length: int) -> Iterator[tuple[str, int, str]]:

@@ -1,6 +1,6 @@
 """Published runs: what was measured elsewhere, as configurations that a plan can be made for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class PublishedRun:
     tokens_per_second: float  # per GPU; where TFLOP/s are published, those over the operations of causal attention
     memory_gib: float | None
     assumed: tuple[str, ...]
+    memory_as_compiled: bool  # its recomputation leaves no copies in float32, as the compiler's
     fits: bool  # whether the efficiencies are fitted to it, or it is kept to test them
 
 
@@ -67,7 +68,10 @@ def predicted_memory(run: PublishedRun) -> float:
     """Return the peak of the allocator, in GiB."""
     data = run.config.data
     micro_batches = data.batch_size // (run.layout.data_world * run.layout.micro_batch_size)
-    return most_memory(run.config, run.layout, data.sequence_length, micro_batches).allocated / 2**30
+    config = run.config
+    if run.memory_as_compiled:
+        config = replace(config, engine=replace(config.engine, compile=True))
+    return most_memory(config, run.layout, data.sequence_length, micro_batches).allocated / 2**30
 
 
 def model_config(name: str) -> ModelConfig:
@@ -135,6 +139,7 @@ def _run(row: dict[str, Any], fits: bool) -> PublishedRun:
         hardware=Hardware(accelerator, row["devices_per_node"], row["network_gb_per_second"] * 1e9),
         tokens_per_second=speed,
         memory_gib=row.get("memory_gib"),
+        memory_as_compiled=row.get("memory_as_compiled", False),
         assumed=tuple(row.get("assumed", ())),
         fits=fits,
     )
