@@ -6,9 +6,9 @@ from llama_train.parallel.activations import checkpoint_activations
 from llama_train.parallel.attention_backend import choose_attention
 from llama_train.parallel.context import apply_context_parallel
 from llama_train.parallel.float8 import apply_float8
-from llama_train.parallel.layout import Groups, Layout
+from llama_train.parallel.layout import Groups, Layout, uses_fsdp
 from llama_train.parallel.overlap import overlap_tensor_parallel
-from llama_train.parallel.shard import apply_fsdp, uses_fsdp
+from llama_train.parallel.shard import apply_fsdp
 from llama_train.parallel.stages import splits_backward
 from llama_train.parallel.tensor import apply_tensor_parallel
 

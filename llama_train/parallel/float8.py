@@ -1,13 +1,17 @@
 """The blocks' matrix multiplications in float8 (Micikevicius et al. 2022), through torchao."""
 
-import importlib.util
+from __future__ import annotations
 
-import torch
-from torch import nn
+import importlib.util
+from typing import TYPE_CHECKING
 
 from llama_foundation.errors import ConfigError
 from llama_train.config import EngineConfig, Float8, ModelConfig
-from llama_train.model.llama import Llama
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from llama_train.model.llama import Llama
 
 MULTIPLE = 16
 """torch._scaled_mm takes matrices whose sides are multiples of this."""
@@ -24,6 +28,8 @@ def check_float8(config: EngineConfig, model: ModelConfig, device: str) -> None:
     """
     if config.float8 is Float8.none:
         return
+    import torch
+
     asked = f"engine.float8={config.float8.name}"
     if device == "cpu" or not torch.cuda.is_available():
         raise ConfigError(f"{asked} needs a CUDA device of compute capability 9.0 (H100, H200); use engine.float8=none")
@@ -55,4 +61,6 @@ def apply_float8(model: Llama, config: EngineConfig) -> None:
 
 
 def _is_linear(module: nn.Module, name: str) -> bool:
+    from torch import nn
+
     return isinstance(module, nn.Linear)

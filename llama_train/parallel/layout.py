@@ -6,16 +6,20 @@ are next to each other on a node:
     rank = (((pipeline · data_replicate + replicate) · data_shard + shard) · context + context_rank) · tensor + ...
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
+from llama_train.config import EngineConfig, LayoutConfig, ModelConfig, Precision
 
-from llama_train.config import LayoutConfig
+if TYPE_CHECKING:  # a plan resolves layouts without torch, whose import takes a second or two
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
 
 AXES = ("pipeline", "data_replicate", "data_shard", "context", "tensor")
 """From the slowest to the fastest."""
@@ -89,6 +93,16 @@ class Layout:
         return rank
 
 
+def uses_fsdp(config: EngineConfig, layout: Layout) -> bool:
+    """Whether there is something to cut, or bf16 copies of fp32 weights to make, or weights in host memory."""
+    return layout.shard_world * layout.data_replicate > 1 or config.precision is Precision.bf16 or config.offload
+
+
+def replicates_kv(model: ModelConfig, layout: Layout) -> bool:
+    """Whether every tensor rank keeps all of K and V's weights, because there are fewer KV heads than ranks."""
+    return layout.tensor > model.kv_heads
+
+
 @dataclass(frozen=True)
 class Groups:
     """The process groups of this rank along the axes; None where an axis has one rank."""
@@ -106,6 +120,10 @@ def make_groups(layout: Layout, device: torch.device, timeout_seconds: float, ti
     A DeviceMesh made by `init_device_mesh` would forget the timeout (torch 2.13), and create every group of the world
     on every rank.
     """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
+
     timeout = timedelta(seconds=timeout_seconds)
 
     def group(*axes: str, ends: bool = False) -> dist.ProcessGroup | None:
@@ -141,6 +159,8 @@ def make_request_group(layout: Layout, timeout_seconds: float) -> dist.ProcessGr
 
     Ranks that differ in pipeline, context or tensor compute the same requests together.
     """
+    import torch.distributed as dist
+
     ranks = layout.members("data_replicate", "data_shard")
     if len(ranks) == 1:
         return None
@@ -149,4 +169,6 @@ def make_request_group(layout: Layout, timeout_seconds: float) -> dist.ProcessGr
 
 
 def _group_or_self(layout: Layout, axes: tuple[str, ...], timeout: timedelta) -> dist.ProcessGroup:
+    import torch.distributed as dist
+
     return dist.new_group(layout.members(*axes), timeout=timeout, use_local_synchronization=True)

@@ -15,10 +15,8 @@ from llama_train.config import (
 )
 from llama_train.data.batch_size import check_divides
 from llama_train.parallel.float8 import MULTIPLE
-from llama_train.parallel.layout import AXES, Layout
-from llama_train.parallel.shard import uses_fsdp
+from llama_train.parallel.layout import AXES, Layout, replicates_kv, uses_fsdp
 from llama_train.parallel.stages import V_SCHEDULES, splits_backward, stage_ranks
-from llama_train.parallel.tensor import replicates_kv
 
 
 def resolve_layout(config: TrainConfig, world_size: int, rank: int = 0) -> Layout:

@@ -4,14 +4,8 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from llama_train.config import EngineConfig, Precision
+from llama_train.config import Precision
 from llama_train.model.llama import Llama
-from llama_train.parallel.layout import Layout
-
-
-def uses_fsdp(config: EngineConfig, layout: Layout) -> bool:
-    """Whether there is something to cut, or bf16 copies of fp32 weights to make, or weights in host memory."""
-    return layout.shard_world * layout.data_replicate > 1 or config.precision is Precision.bf16 or config.offload
 
 
 def apply_fsdp(

@@ -1,14 +1,18 @@
 """Which layers each pipeline stage holds, and which rank holds which stage."""
 
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import nn
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from llama_train.config import ModelConfig, PipelineSchedule
-from llama_train.model.llama import Llama
 from llama_train.model.names import parameter_shapes
 from llama_train.parallel.layout import Layout
+
+if TYPE_CHECKING:
+    import torch
+
+    from llama_train.model.llama import Llama
 
 V_SCHEDULES = (PipelineSchedule.zero_bubble_v, PipelineSchedule.dual_pipe_v)
 
@@ -41,7 +45,7 @@ def layers_per_stage(model: ModelConfig, stages: int, chosen: list[int] | None) 
     """
     if chosen is not None:
         return list(chosen)
-    shapes = parameter_shapes(model)
+    shapes = parameter_shapes(replace(model, layers=1))
     layer = sum(_size(shape) for name, shape in shapes.items() if name.startswith("model.layers.0."))
     work = [0.0] * stages
     work[-1] += model.vocab_size * model.hidden_size / layer
@@ -72,6 +76,10 @@ def stage_numbers(layout: Layout) -> list[int]:
 
 def make_stage(config: ModelConfig, layout: Layout, stage: int) -> Llama:
     """Return the part of a Llama that is pipeline stage `stage`; on the meta device if that is torch's default."""
+    from torch import nn
+
+    from llama_train.model.llama import Llama
+
     stages = stage_ranks(layout)
     model = Llama(config)
     if len(stages) == 1:
@@ -97,4 +105,6 @@ def make_stage(config: ModelConfig, layout: Layout, stage: int) -> Llama:
 
 def _loss_alone(model: Llama, arguments: Any, result: Any) -> Any:
     """Turn (loss, count) into the loss [1]: a schedule wants one tensor to begin its backward pass at."""
+    import torch
+
     return result[0].reshape(1) if torch.is_grad_enabled() and isinstance(result, tuple) else result

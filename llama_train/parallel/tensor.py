@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from llama_train.config import ModelConfig
 from llama_train.model.llama import Llama
 from llama_train.parallel.collectives import gathered, summed_and_cut
-from llama_train.parallel.layout import Layout
+from llama_train.parallel.layout import Layout, replicates_kv
 from llama_train.parallel.vocabulary import VocabularyParallel, padded_vocabulary
 
 SEQUENCE = 1  # the dimension of [B, S, D] that is cut
@@ -69,11 +69,6 @@ def tensor_slice(name: str, shape: tuple[int, ...], model: ModelConfig, layout: 
         return Slice(0, start, min(rows, model.vocab_size - start))
     length = shape[dimension] // layout.tensor
     return Slice(dimension, rank * length, length)
-
-
-def replicates_kv(model: ModelConfig, layout: Layout) -> bool:
-    """Whether every tensor rank keeps all of K and V's weights, because there are fewer KV heads than ranks."""
-    return layout.tensor > model.kv_heads
 
 
 def summed_parameters(model: Llama, layout: Layout) -> Iterator[nn.Parameter]:

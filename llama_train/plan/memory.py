@@ -8,6 +8,7 @@ Letters, all of one rank: n tokens of a micro-batch (of its context slice), t te
 all query heads, K of all key/value heads, F ffn_size, V vocabulary, H query heads, C tokens of a piece of the loss.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -146,26 +147,24 @@ def micro_batches_in_flight(layout: Layout, micro_batches: int, pipeline_rank: i
     return min(chunks, micro_batches * stages) / stages
 
 
-def rank_parameters(model: ModelConfig, layout: Layout, layers: int, first: bool, last: bool) -> list[tuple[int, int]]:
-    """Return (rows, columns) of every parameter that a rank of this pipeline stage computes with, unsharded by FSDP2."""
-    shapes = _layer_shapes(model, layout.tensor) * layers
-    vocabulary = -(-model.vocab_size // layout.tensor), model.hidden_size
+def rank_parameters(
+    model: ModelConfig, layout: Layout, layers: int, first: bool, last: bool
+) -> list[tuple[int, int, int]]:
+    """Return (rows, columns, how many) of the parameters of a pipeline rank, not yet cut by FSDP2."""
+    shapes = [(rows, columns, layers) for rows, columns in _layer_shapes(model, layout.tensor)]
+    vocabulary = vocabulary_rows(model, layout), model.hidden_size, 1
     if first:
         shapes.append(vocabulary)
     if last:
-        shapes.append((model.hidden_size, 1))
+        shapes.append((model.hidden_size, 1, 1))
         if not (model.tied_embeddings and first):
             shapes.append(vocabulary)
     return shapes
 
 
-def shard_elements(shapes: list[tuple[int, int]], layout: Layout, shard_rank: int = 0) -> int:
-    """Return the elements that one rank keeps of these parameters: FSDP2 cuts rows into pieces of equal size."""
-    total = 0
-    for rows, columns in shapes:
-        piece = -(-rows // layout.shard_world)
-        total += max(min(rows - shard_rank * piece, piece), 0) * columns
-    return total
+def shard_elements(shapes: list[tuple[int, int, int]], layout: Layout) -> int:
+    """Return the elements that the first shard rank keeps of these parameters: FSDP2 cuts rows, and rounds up."""
+    return sum(-(-rows // layout.shard_world) * columns * count for rows, columns, count in shapes)
 
 
 def layer_elements(model: ModelConfig, tensor: int) -> int:
@@ -185,8 +184,22 @@ def _held_layers(model: ModelConfig, layout: Layout, pipeline_rank: int) -> list
     ranks = stage_ranks(layout)
     if len(ranks) == 1:
         return list(range(model.layers))
-    counts = layers_per_stage(model, len(ranks), layout.config.layers_per_stage)
+    counts = stage_counts(model, layout)
     return [layer for stage, rank in enumerate(ranks) if rank == pipeline_rank for layer in stage_layers(counts, stage)]
+
+
+def stage_counts(model: ModelConfig, layout: Layout) -> list[int]:
+    """Return the layers of every stage (parallel/stages.py)."""
+    chosen = layout.config.layers_per_stage
+    shape = model.vocab_size, model.hidden_size, model.layers, model.heads, model.kv_heads, model.ffn_size
+    return _stage_counts(shape, len(stage_ranks(layout)), None if chosen is None else tuple(chosen))
+
+
+@functools.cache
+def _stage_counts(shape: tuple[int, ...], stages: int, chosen: tuple[int, ...] | None) -> list[int]:
+    names = ("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "ffn_size")
+    model = ModelConfig(**dict(zip(names, shape, strict=True)))
+    return layers_per_stage(model, stages, None if chosen is None else list(chosen))
 
 
 def compute_bytes(engine: EngineConfig) -> int:
@@ -199,7 +212,7 @@ def _states(config: TrainConfig, layout: Layout, layers: int, first: bool, last:
     engine = config.engine
     master = 8 if engine.precision is Precision.fp64 else 4
     shapes = rank_parameters(config.model, layout, layers, first, last)
-    elements, whole = shard_elements(shapes, layout), sum(rows * columns for rows, columns in shapes)
+    elements, whole = shard_elements(shapes, layout), sum(rows * columns * count for rows, columns, count in shapes)
     if engine.name is EngineName.deepspeed:
         return _zero_states(engine, layout, whole)
     cut = f"over {layout.shard_world} shard ranks"

@@ -19,7 +19,7 @@ from llama_train.config import (
     TrainConfig,
 )
 from llama_train.parallel.layout import Layout
-from llama_train.parallel.stages import V_SCHEDULES, layers_per_stage, stage_ranks
+from llama_train.parallel.stages import V_SCHEDULES, stage_ranks
 from llama_train.plan.hardware import Hardware
 from llama_train.plan.memory import (
     compute_bytes,
@@ -28,6 +28,7 @@ from llama_train.plan.memory import (
     reduces_every,
     reshards,
     shard_elements,
+    stage_counts,
     vocabulary_rows,
 )
 
@@ -36,16 +37,16 @@ from llama_train.plan.memory import (
 class Fit:
     """Efficiencies that all accelerators share; fitted by benchmarks/planner_fit.py, but where `assumed` is said."""
 
-    half_size: float = 128.0  # a side of a product at which it reaches half of its speed: x / (x + half_size)
+    half_size: float = 338.0  # a side of a product at which it reaches half of its speed: x / (x + half_size)
     half_sequence: float = 512.0  # assumed: the same for attention and the length of a sequence
     bandwidth: float = 0.8  # assumed: of the datasheet's memory bandwidth, for memory-bound operations
-    link: float = 0.75  # of the datasheet's speed inside a node
-    network: float = 0.75  # of the datasheet's speed between nodes
-    hop_seconds: float = 3.0e-6  # of every step of a ring
-    overlap: float = 0.85  # part of the computation that FSDP2's messages hide behind
-    asynchronous: float = 0.5  # part of tensor parallelism's messages that engine.async_tensor_parallel leaves
-    float8: float = 0.6  # of the doubled speed of float8 products, with their casts
-    node_doubling: float = 0.01  # part of a step lost by waiting for the slowest, for every doubling of the nodes
+    link: float = 0.344  # of the datasheet's speed inside a node
+    network: float = 0.811  # of the datasheet's speed between nodes
+    hop_seconds: float = 1e-06  # of every step of a ring
+    overlap: float = 0.719  # part of the computation that FSDP2's messages hide behind
+    asynchronous: float = 0.238  # part of tensor parallelism's messages that engine.async_tensor_parallel leaves
+    float8: float = 0.778  # of the doubled speed of float8 products, with their casts
+    node_doubling: float = 0.0  # part of a step lost by waiting for the slowest, for every doubling of the nodes
 
 
 FIT = Fit()
@@ -89,7 +90,7 @@ def step_time(
     tokens = layout.micro_batch_size * sequence_length // layout.context
     micro_batches = batch_size // (layout.data_world * layout.micro_batch_size)
     ranks = stage_ranks(layout)
-    counts = layers_per_stage(config.model, len(ranks), layout.config.layers_per_stage)
+    counts = stage_counts(config.model, layout)
     layers = [sum(count for count, rank in zip(counts, ranks, strict=True) if rank == place) for place in range(layout.pipeline)]
     layer = _layer(config, layout, hardware, tokens, sequence_length, micro_batches, fit)
     head = _head(config, layout, hardware, tokens, fit)
