@@ -7,6 +7,7 @@ Exit status 0 when the layout fits, 1 when it does not.
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.console import Console
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
 from llama_train.config import LayoutConfig
+from llama_train.parallel.layout import AXES
 from llama_train.plan import page, recipe
 from llama_train.plan.calibrate import correction
 from llama_train.plan.hardware import Hardware, hardware_of
@@ -32,6 +34,7 @@ def plan(config: PlanConfig) -> int:
     used = recipe.sources(config)  # missing shards are found before the work
     factor, calibrated = correction(config, hardware) if settings.calibrate else (1.0, None)
     console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, page.WIDTH)
     page.heading(console, config, hardware, devices)
     own = _own_layout(config)
     found, best = [], []
@@ -46,7 +49,7 @@ def plan(config: PlanConfig) -> int:
     if not fits:
         console.print(f"[bold red]does not fit[/]: {why_not(chosen, devices, hardware, settings.margin)}")
     if settings.exact:
-        _exact(console, chosen, devices)
+        _exact(console, chosen, hardware, devices)
     console.print()
     console.print(page.time_table(chosen, stage))
     for line in page.speed_lines(chosen, hardware, stage):
@@ -80,8 +83,9 @@ def _devices(config: PlanConfig, hardware: Hardware) -> int:
 
 
 def _own_layout(config: PlanConfig) -> LayoutConfig | None:
-    """Return the layout that was asked for, None for the default one."""
-    return None if config.layout == LayoutConfig() else config.layout
+    """Return the layout that was asked for, None where no axis is set."""
+    plain = LayoutConfig()
+    return config.layout if any(getattr(config.layout, axis) != getattr(plain, axis) for axis in AXES) else None
 
 
 def _best(
@@ -121,18 +125,19 @@ def _misfits(
             said += 1
 
 
-def _exact(console: Console, chosen: Candidate, devices: int) -> None:
+def _exact(console: Console, chosen: Candidate, hardware: Hardware, devices: int) -> None:
     from llama_train.plan.exact import measure
 
-    layout, memory = chosen.layout, chosen.memory
+    eager = replace(chosen.config, engine=replace(chosen.config.engine, compile=False))
+    layout, memory = chosen.layout, evaluate(eager, devices, hardware, recipe.main_stage(eager)).memory
     rank = memory.pipeline_rank * (devices // layout.pipeline)
     stage = recipe.main_stage(chosen.config)
     micro_batches = stage.batch_size // (layout.data_world * layout.micro_batch_size)
-    counted = measure(chosen.config, devices, rank, math.ceil(memory.in_flight), micro_batches)
+    counted = measure(eager, devices, rank, math.ceil(memory.in_flight), micro_batches)
     states = memory.of("weights", "gradients", "optimizer")
     really = counted.weights + counted.gradients + counted.optimizer
     console.print(
-        f"exact: rank {rank} of {devices}, built under fake tensors: weights, gradients and optimizer {really:,} bytes "
+        f"exact: rank {rank} of {devices}, built under fake tensors, eager: weights, gradients and optimizer {really:,} bytes "
         f"(formula {states:,}); peak {counted.peak / 2**30:.2f} GiB (formula {memory.allocated / 2**30:.2f})"
     )
 

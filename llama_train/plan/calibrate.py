@@ -7,9 +7,10 @@ from pathlib import Path
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError
 from llama_train.config import TrainConfig
-from llama_train.observe.metrics import StepRecord, history
+from llama_train.observe.metrics import history
 from llama_train.parallel.resolve import resolve_layout
 from llama_train.plan.hardware import Hardware
+from llama_train.plan.recipe import stages
 from llama_train.plan.settings import PlanConfig
 from llama_train.plan.speed import step_time
 
@@ -45,15 +46,14 @@ def correction(config: PlanConfig, hardware: Hardware) -> tuple[float, str]:
 
 def _run(path: Path, hardware: Hardware) -> tuple[float, float]:
     config = compose.load(path / "config.yaml", TrainConfig)
-    steps = [record for record in history(path / "metrics.jsonl") if isinstance(record, StepRecord)]
-    steps = steps[WARM_UP:]
+    steps = history(path / "metrics.jsonl")[WARM_UP:]
     if not steps:
         raise RunError(f"{path}: has no more than {WARM_UP} steps, which compile and allocate; calibrate by a longer run")
-    measured = statistics.median(step.tokens_per_second_per_device for step in steps)
+    measured = statistics.median(step["tokens_per_second_per_device"] for step in steps)
     last = steps[-1]
-    world = max(round(last.tokens_per_second / last.tokens_per_second_per_device), 1)
+    world = max(round(last["tokens_per_second"] / last["tokens_per_second_per_device"]), 1)
     layout = resolve_layout(config, world)
-    stage = config.data
+    stage = max((each for each in stages(config) if each.first_step < last["step"]), key=lambda each: each.first_step)
     time = step_time(config, layout, hardware, stage.sequence_length, stage.batch_size)
     return measured, time.tokens_per_second_per_device
 

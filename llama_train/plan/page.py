@@ -13,6 +13,9 @@ from llama_train.plan.settings import PlanConfig
 
 GIB = 2**30
 
+WIDTH = 112
+"""Columns of the page where the terminal has fewer, or there is none."""
+
 SPENT_ON = {
     "products": "matrix products",
     "attention": "attention",
