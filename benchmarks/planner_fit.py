@@ -1,7 +1,7 @@
 """Fit the planner's efficiencies to half of the published runs, and print the error on the other half.
 
     python benchmarks/planner_fit.py         # what is stored: predictions, errors, a scatter plot with --plot FILE
-    python benchmarks/planner_fit.py --fit   # search again; prints the values for configs/accelerator/ and plan/speed.py
+    python benchmarks/planner_fit.py --fit   # search again; prints values for configs/accelerator/ and plan/speed.py
 
 The search changes one value after the other, in ever smaller steps, as long as the mean of |log(predicted/published)|
 over the fitting half gets smaller; it never sees the testing half.
@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from llama_train.plan.accuracy import comparison, scatter  # noqa: E402
-from llama_train.plan.published import PublishedRun, predicted_speed, published_runs  # noqa: E402
-from llama_train.plan.speed import FIT, Fit  # noqa: E402
+from llama_train.plan.accuracy import comparison, scatter
+from llama_train.plan.published import PublishedRun, predicted_speed, published_runs
+from llama_train.plan.speed import FIT, Fit
 
 SHARED = {
     "half_size": (16.0, 600.0),
@@ -90,9 +90,12 @@ def main() -> int:
         return 0
     rows = comparison(runs)
     for row in rows:
-        memory = "" if row.memory_error is None else f"{row.predicted_memory:7.1f}{row.run.memory_gib:7.1f}{row.memory_error:+7.0%}"
-        half = "fits" if row.run.fits else "test"
-        print(f"{row.run.name:48}{half:6}{row.predicted_speed:9.0f}{row.run.tokens_per_second:9.0f}{row.speed_error:+7.0%} {memory}")
+        run, half = row.run, "fits" if row.run.fits else "test"
+        speeds = f"{row.predicted_speed:9.0f}{run.tokens_per_second:9.0f}{row.speed_error:+7.0%}"
+        memory = ""
+        if row.memory_error is not None:
+            memory = f"{row.predicted_memory:7.1f}{run.memory_gib:7.1f}{row.memory_error:+7.0%}"
+        print(f"{run.name:48}{half:6}{speeds} {memory}")
     for name, chosen in (("fitting", True), ("testing", False)):
         errors = [abs(row.speed_error) for row in rows if row.run.fits is chosen]
         print(f"{name} half: median {statistics.median(errors):.1%}, worst {max(errors):.0%} of {len(errors)}")

@@ -10,8 +10,6 @@ from llama_train.model.names import parameter_shapes
 from llama_train.parallel.layout import Layout
 
 if TYPE_CHECKING:
-    import torch
-
     from llama_train.model.llama import Llama
 
 V_SCHEDULES = (PipelineSchedule.zero_bubble_v, PipelineSchedule.dual_pipe_v)

@@ -41,8 +41,8 @@ def plan(config: PlanConfig) -> int:
     if settings.search or own is None:
         found = list(candidates(config, devices, hardware))
         best = ranked(found, hardware, settings.margin)
-    chosen = evaluate(config, devices, hardware, stage) if own is not None else _best(config, found, best, hardware, devices)
-    chosen = evaluate(chosen.config, devices, hardware, stage)
+    wanted = config if own is not None else _best(config, found, best, hardware, devices).config
+    chosen = evaluate(wanted, devices, hardware, stage)
     console.print(f"{page.settings_line(chosen)}{'' if own is not None else '   (the fastest that fits)'}\n")
     console.print(page.memory_table(chosen, hardware, settings.margin))
     fits = chosen.fits(hardware, settings.margin)
@@ -61,14 +61,17 @@ def plan(config: PlanConfig) -> int:
         console.print(page.layouts_table(best, settings.margin, settings.top, len(found)))
         _misfits(console, config, found, best, hardware, devices)
     timed = [
-        (each, step_time(chosen.config, chosen.layout, hardware, each.sequence_length, each.batch_size).seconds / factor)
+        (
+            each,
+            step_time(chosen.config, chosen.layout, hardware, each.sequence_length, each.batch_size).seconds / factor,
+        )
         for each in recipe.stages(config)
     ]
     seconds = sum(each.steps * one for each, one in timed)
     total = recipe.bill(config, settings, hardware.accelerator.watts, devices, seconds)
     console.print()
     console.print(page.run_table(config, timed))
-    for line in page.run_lines(config, total, used, None):
+    for line in page.run_lines(config, total, used):
         console.print(line)
     _files(console, config, chosen, best, timed, total)
     return 0 if fits else 1
@@ -93,24 +96,30 @@ def _best(
 ) -> Candidate:
     if best:
         return best[0]
+    nodes = devices // hardware.devices_per_node
     if found:
         nearest = min(found, key=lambda each: each.memory.allocated)
+        needed = nearest.memory.needed(config.plan.margin) / 2**30
         raise ConfigError(
-            f"nodes={devices // hardware.devices_per_node}: no layout of {config.model.name} fits into {devices} × "
-            f"{hardware.memory / 2**30:.0f} GiB; the nearest needs "
-            f"{nearest.memory.needed(config.plan.margin) / 2**30:.0f} GiB on every device ({page.settings_line(nearest)}). "
-            "Use more nodes, or devices with more memory"
+            f"nodes={nodes}: no layout of {config.model.name} fits into {devices} × {hardware.memory / 2**30:.0f} GiB; "
+            f"the nearest needs {needed:.0f} GiB on every device ({page.settings_line(nearest)}). Use more nodes, or "
+            "devices with more memory"
         )
     batches = " and ".join(sorted({f"{stage.batch_size:,}" for stage in recipe.stages(config)}))
     raise ConfigError(
-        f"nodes={devices // hardware.devices_per_node}: no layout divides batches of {batches} sequences over {devices} "
-        f"devices with at most {config.model.layers} layers and {config.model.kv_heads} KV heads to cut; use fewer nodes "
-        "or a larger data.batch_size"
+        f"nodes={nodes}: no layout divides batches of {batches} sequences over {devices} devices with at most "
+        f"{config.model.layers} layers and {config.model.kv_heads} KV heads to cut; use fewer nodes or a larger "
+        "data.batch_size"
     )
 
 
 def _misfits(
-    console: Console, config: PlanConfig, found: list[Candidate], best: list[Candidate], hardware: Hardware, devices: int
+    console: Console,
+    config: PlanConfig,
+    found: list[Candidate],
+    best: list[Candidate],
+    hardware: Hardware,
+    devices: int,
 ) -> None:
     """Say why the layouts that would be fastest do not fit."""
     fastest = best[0].time.seconds if best else math.inf
@@ -137,8 +146,9 @@ def _exact(console: Console, chosen: Candidate, hardware: Hardware, devices: int
     states = memory.of("weights", "gradients", "optimizer")
     really = counted.weights + counted.gradients + counted.optimizer
     console.print(
-        f"exact: rank {rank} of {devices}, built under fake tensors, eager: weights, gradients and optimizer {really:,} bytes "
-        f"(formula {states:,}); peak {counted.peak / 2**30:.2f} GiB (formula {memory.allocated / 2**30:.2f})"
+        f"exact: rank {rank} of {devices}, built under fake tensors, eager: weights, gradients, optimizer "
+        f"{really:,} bytes (formula {states:,}); peak {counted.peak / 2**30:.2f} GiB "
+        f"(formula {memory.allocated / 2**30:.2f})"
     )
 
 

@@ -48,7 +48,9 @@ def _run(path: Path, hardware: Hardware) -> tuple[float, float]:
     config = compose.load(path / "config.yaml", TrainConfig)
     steps = history(path / "metrics.jsonl")[WARM_UP:]
     if not steps:
-        raise RunError(f"{path}: has no more than {WARM_UP} steps, which compile and allocate; calibrate by a longer run")
+        raise RunError(
+            f"{path}: has no more than {WARM_UP} steps, which compile and allocate; calibrate by a longer run"
+        )
     measured = statistics.median(step["tokens_per_second_per_device"] for step in steps)
     last = steps[-1]
     world = max(round(last["tokens_per_second"] / last["tokens_per_second_per_device"]), 1)

@@ -32,7 +32,7 @@ from llama_train.parallel.apply import parallelize, reduces_every_micro_batch
 from llama_train.parallel.held import held_parameters
 from llama_train.parallel.layout import Layout, make_groups
 from llama_train.parallel.resolve import resolve_layout
-from llama_train.parallel.stages import make_stage, splits_backward, stage_numbers, stage_ranks
+from llama_train.parallel.stages import make_stage, stage_numbers, stage_ranks
 
 
 @dataclass(frozen=True)

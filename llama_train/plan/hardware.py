@@ -98,8 +98,8 @@ def hardware_of(cluster: ClusterConfig) -> Hardware:
     """
     if cluster.accelerator is None:
         raise ConfigError(
-            f"cluster={cluster.name} has no cluster.accelerator; a plan needs one of {', '.join(known_accelerators())}: "
-            "use cluster=a100x8 or cluster=h100x8, or set cluster.accelerator"
+            f"cluster={cluster.name} has no cluster.accelerator; a plan needs one of "
+            f"{', '.join(known_accelerators())}: use cluster=a100x8 or cluster=h100x8, or set cluster.accelerator"
         )
     accelerator = read_accelerator(cluster.accelerator)
     per_node = cluster.devices_per_node

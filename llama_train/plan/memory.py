@@ -1,8 +1,8 @@
 """What one rank holds at the fullest moment of a step, in bytes: one term a line.
 
-The terms follow what the native engine keeps (model/llama.py, model/loss.py, parallel/shard.py): operation by operation,
-what autograd keeps for the backward pass. `plan.exact=true` (exact.py) counts the same by building the rank. Korthikanti
-et al. 2022, section 4, counts the activations of a Transformer in the same way.
+The terms follow what the native engine keeps (model/llama.py, model/loss.py, parallel/shard.py), operation by
+operation: what autograd keeps for the backward pass. `plan.exact=true` (exact.py) counts the same by building the rank.
+Korthikanti et al. 2022, section 4, counts the activations of a Transformer in the same way.
 
 Letters, all of one rank: n tokens of a micro-batch (of its context slice), t tensor ranks, D hidden_size, Q elements of
 all query heads, K of all key/value heads, F ffn_size, V vocabulary, H query heads, C tokens of a piece of the loss.
@@ -83,7 +83,7 @@ def rank_memory(
     config: TrainConfig, layout: Layout, sequence_length: int, micro_batches: int, pipeline_rank: int
 ) -> Memory:
     """Return the memory of one pipeline rank at its fullest moment."""
-    model, engine = config.model, config.engine
+    model = config.model
     held = _held_layers(model, layout, pipeline_rank)
     ranks = stage_ranks(layout)
     first, last = ranks[0] == pipeline_rank, ranks[-1] == pipeline_rank
@@ -300,7 +300,7 @@ def _attention(config: TrainConfig, layout: Layout, tokens: int, length: int) ->
         if _masks(config):
             seen = layout.micro_batch_size * length
         return b * 2 * queries * tokens + b * 2 * queries * seen + sums
-    repeated = _masks(config) and engine.attention is AttentionName.sdpa or b > 2
+    repeated = (_masks(config) and engine.attention is AttentionName.sdpa) or b > 2
     kept_keys = queries if repeated else keys
     return tokens * b * (2 * queries + 2 * kept_keys) + sums
 
@@ -328,9 +328,7 @@ def _kept_by_products(config: TrainConfig, layout: Layout, tokens: int, length: 
 def _boundary(config: TrainConfig, layout: Layout, tokens: int, pipeline_rank: int) -> int:
     """What a rank's stages were given and have passed on, of one micro-batch."""
     ranks = stage_ranks(layout)
-    ends = sum(
-        (stage > 0) + (stage < len(ranks) - 1) for stage, rank in enumerate(ranks) if rank == pipeline_rank
-    )
+    ends = sum((stage > 0) + (stage < len(ranks) - 1) for stage, rank in enumerate(ranks) if rank == pipeline_rank)
     return ends * tokens * config.model.hidden_size * compute_bytes(config.engine) // layout.tensor
 
 
@@ -363,7 +361,9 @@ def _in_backward(
         if engine.activation_checkpointing is ActivationCheckpointing.selective:
             again -= sum(size for _, size, _ in _kept_by_products(config, layout, tokens, length))
         yield Term("a layer computed again", max(again, 0), "what it keeps without recomputation")
-    yield Term("gradients of activations", tokens * b * (3 * model.ffn_size // t + model.hidden_size), "2·n·(3·F/t + D)")
+    yield Term(
+        "gradients of activations", tokens * b * (3 * model.ffn_size // t + model.hidden_size), "2·n·(3·F/t + D)"
+    )
 
 
 def _in_loss(config: TrainConfig, layout: Layout, tokens: int, first: bool) -> Iterator[Term]:

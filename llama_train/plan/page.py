@@ -50,7 +50,7 @@ def heading(console: Console, config: PlanConfig, hardware: Hardware, devices: i
 
 def settings_line(candidate: Candidate) -> str:
     """Return the layout and its engine switches as settings of llama-train."""
-    layout, engine = candidate.layout, candidate.config.engine
+    engine = candidate.config.engine
     parts = [f"layout.{key}={value}" for key, value in layout_settings(candidate).items()]
     parts += [
         f"engine.precision={engine.precision.name}",
@@ -61,7 +61,6 @@ def settings_line(candidate: Candidate) -> str:
         parts.append(f"engine.reduce_gradients={engine.reduce_gradients.name}")
     if engine.reshard_after_forward.name != "auto":
         parts.append(f"engine.reshard_after_forward={engine.reshard_after_forward.name}")
-    assert layout.world_size
     return " ".join(parts)
 
 
@@ -127,8 +126,8 @@ def speed_lines(candidate: Candidate, hardware: Hardware, stage: Stage) -> list[
     ]
     flops = forward_flops(model, stage.sequence_length)
     return [
-        f"[bold]{speed:,.0f} tokens/s/GPU[/], {speed * time.devices:,.0f} tokens/s; half of the held-out published runs "
-        f"were within ±{MEDIAN_ERROR:.0%}: {low:,.0f} to {high:,.0f}",
+        f"[bold]{speed:,.0f} tokens/s/GPU[/], {speed * time.devices:,.0f} tokens/s; half of the held-out published "
+        f"runs were within ±{MEDIAN_ERROR:.0%}: {low:,.0f} to {high:,.0f}",
         f"MFU {' · '.join(utilizations)}",
         f"operations of a token, forward and backward, in GFLOP: attention's products "
         f"{3 * flops.attention_projections / 1e9:,.2f}, feed-forward {3 * flops.feed_forward / 1e9:,.2f}, head "
@@ -140,7 +139,19 @@ def speed_lines(candidate: Candidate, hardware: Hardware, stage: Stage) -> list[
 def layouts_table(best: list[Candidate], margin: float, top: int, tried: int) -> Table:
     """Return the fastest layouts."""
     table = Table(title=f"The {min(top, len(best))} fastest of {tried:,} layouts", title_justify="left")
-    for name in ("pp", "replicate", "shard", "cp", "tp", "batch", "schedule", "recompute", "GiB", "bubble", "tok/s/GPU"):
+    for name in (
+        "pp",
+        "replicate",
+        "shard",
+        "cp",
+        "tp",
+        "batch",
+        "schedule",
+        "recompute",
+        "GiB",
+        "bubble",
+        "tok/s/GPU",
+    ):
         table.add_column(name, justify="left" if name in ("schedule", "recompute") else "right")
     for candidate in best[:top]:
         layout, engine = candidate.layout, candidate.config.engine
@@ -183,7 +194,7 @@ def run_table(config: PlanConfig, timed: list[tuple[Stage, float]]) -> Table:
     return table
 
 
-def run_lines(config: PlanConfig, total: Bill, used: list[SourceUse], goodput: float | None) -> list[str]:
+def run_lines(config: PlanConfig, total: Bill, used: list[SourceUse]) -> list[str]:
     """Return the totals of the run, one fact a line."""
     rates = ", ".join(f"{rate(config, step):.3g} at {step + 1:,} ({why})" for why, step in key_steps(config))
     lines = [
@@ -194,10 +205,9 @@ def run_lines(config: PlanConfig, total: Bill, used: list[SourceUse], goodput: f
         f"{config.plan.kg_co2e_per_kwh:g} kg/kWh, as in the Llama papers)",
         f"checkpoint {total.checkpoint_bytes / 1e9:,.1f} GB, {total.checkpoints} at once "
         f"{total.checkpoint_bytes * total.checkpoints / 1e12:,.2f} TB; Hugging Face in bf16 "
-        f"{2 * parameter_count(config.model) / 1e9:,.1f} GB; token shards {total.shard_bytes / 1e12:,.2f} TB for one epoch",
+        f"{2 * parameter_count(config.model) / 1e9:,.1f} GB; token shards {total.shard_bytes / 1e12:,.2f} TB for one "
+        "epoch",
     ]
-    if goodput is not None:
-        lines.append(f"goodput {goodput:.1%}: {total.days / goodput:,.1f} days with failures")
     if not used:
         lines.append("epochs: not known; give data.shards=DIR")
     for use in used:

@@ -88,10 +88,8 @@ def _shape(values: dict[str, Any]) -> ModelConfig:
 def _run(row: dict[str, Any], fits: bool) -> PublishedRun:
     shape = row["model"]
     length = row["sequence_length"]
-    if isinstance(shape, str):
-        model = model_config(shape)
-    else:
-        model = _shape({"name": row["name"], "context": length, **shape})
+    own = isinstance(shape, dict)
+    model = _shape({"name": row["name"], "context": length, **shape}) if own else model_config(shape)
     model.context = max(model.context, length)
     axes = {axis: row.get(axis, 1) for axis in ("pipeline", "data_replicate", "context", "tensor")}
     others = axes["pipeline"] * axes["data_replicate"] * axes["context"] * axes["tensor"]
@@ -114,9 +112,7 @@ def _run(row: dict[str, Any], fits: bool) -> PublishedRun:
         reduce_gradients=ReduceGradients[row.get("reduce", "auto")],
         loss_chunk=0,
     )
-    data = DataConfig(
-        shards="none", sequence_length=length, batch_size=row["batch_size"], document_masks=False
-    )
+    data = DataConfig(shards="none", sequence_length=length, batch_size=row["batch_size"], document_masks=False)
     speed = row.get("tokens_per_second_per_gpu")
     if speed is None:
         flops = forward_flops(model, length)

@@ -79,7 +79,11 @@ def ranked(found: list[Candidate], hardware: Hardware, margin: float) -> list[Ca
     best: dict[tuple[object, ...], Candidate] = {}
     for candidate in found:
         if candidate.fits(hardware, margin):
-            key = (*candidate.layout.sizes, candidate.layout.config.pipeline_schedule, candidate.layout.config.stages_per_rank)
+            key = (
+                *candidate.layout.sizes,
+                candidate.layout.config.pipeline_schedule,
+                candidate.layout.config.stages_per_rank,
+            )
             if key not in best or candidate.time.seconds < best[key].time.seconds:
                 best[key] = candidate
     return sorted(best.values(), key=lambda each: each.time.seconds)

@@ -21,7 +21,6 @@ class PlanSettings:
     price_per_gpu_hour: float | None = None  # in any currency
     pue: float = 1.1  # power usage effectiveness ("LLaMA", section 6)
     kg_co2e_per_kwh: float = 0.385  # US average ("LLaMA", section 6)
-    failures_per_gpu_hour: float | None = None  # unexpected ends of the job, for goodput
 
     def check(self) -> None:
         if self.top < 1:
@@ -30,10 +29,8 @@ class PlanSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"plan.{name}={value} must be between {low} and {high}")
-        for name in ("price_per_gpu_hour", "failures_per_gpu_hour"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"plan.{name}={value} must be at least 0")
+        if self.price_per_gpu_hour is not None and self.price_per_gpu_hour < 0:
+            raise ConfigError(f"plan.price_per_gpu_hour={self.price_per_gpu_hour} must be at least 0")
         if self.picture is not None and not self.picture.endswith((".png", ".svg")):
             raise ConfigError(f"plan.picture={self.picture} must end in .png or .svg")
 

@@ -91,7 +91,10 @@ def step_time(
     micro_batches = batch_size // (layout.data_world * layout.micro_batch_size)
     ranks = stage_ranks(layout)
     counts = stage_counts(config.model, layout)
-    layers = [sum(count for count, rank in zip(counts, ranks, strict=True) if rank == place) for place in range(layout.pipeline)]
+    layers = [
+        sum(count for count, rank in zip(counts, ranks, strict=True) if rank == place)
+        for place in range(layout.pipeline)
+    ]
     layer = _layer(config, layout, hardware, tokens, sequence_length, micro_batches, fit)
     head = _head(config, layout, hardware, tokens, fit)
     ends = [(ranks[0] == place, ranks[-1] == place) for place in range(layout.pipeline)]
@@ -186,10 +189,9 @@ def _layer(
     keys = length if dense else length / 2
     speed = hardware.flops * hardware.attention_efficiency * length / (length + fit.half_sequence)
     attention = slower * 4 * Q * tokens * keys / speed
-    if engine.compile:
-        traffic = 8 * D / t + 2 * (Q + K) + 3 * F
-    else:
-        traffic = 40 * D / t + 19 * (Q + K) + 5 * F  # every operation reads and writes, norms and rotations in fp32
+    # Compiled: norms with their sums, rotations, SwiGLU. Eager, every operation reads and writes, norms in fp32.
+    norms, rotations, swiglu = (8, 2, 3) if engine.compile else (40, 19, 5)
+    traffic = norms * D / t + rotations * (Q + K) + swiglu * F
     memory_bound = traffic * b * tokens / (hardware.bandwidth * fit.bandwidth)
     again = _recomputed_share(config, forward, attention, memory_bound)
     messages = _tensor_messages(config, layout, hardware, tokens, fit)
@@ -322,4 +324,3 @@ def _pipeline_messages(config: TrainConfig, layout: Layout, hardware: Hardware, 
     apart = layout.world_size // layout.pipeline >= hardware.devices_per_node
     speed = hardware.network * fit.network if apart else hardware.link * fit.link
     return 2 * layout.config.stages_per_rank * (size / speed + fit.hop_seconds)
-

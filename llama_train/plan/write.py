@@ -44,7 +44,9 @@ def write_layout(candidate: Candidate, path: Path, experiment: str) -> None:
     publish_text(path, "\n".join(lines) + "\n" + body)
 
 
-def write_json(path: Path, candidate: Candidate, best: list[Candidate], timed: list[tuple[Stage, float]], total: Bill) -> None:
+def write_json(
+    path: Path, candidate: Candidate, best: list[Candidate], timed: list[tuple[Stage, float]], total: Bill
+) -> None:
     """Write what the page says."""
     content = {
         "chosen": _plain(candidate),
