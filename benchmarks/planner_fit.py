@@ -1,6 +1,7 @@
 """Fit the planner's efficiencies to half of the published runs, and print the error on the other half.
 
-    python benchmarks/planner_fit.py         # what is stored: predictions, errors, a scatter plot with --plot FILE
+    python benchmarks/planner_fit.py         # what is stored: predictions and errors
+    python benchmarks/planner_fit.py --plot docs/planning-accuracy.png --table docs/planning-table.md
     python benchmarks/planner_fit.py --fit   # search again; prints values for configs/accelerator/ and plan/speed.py
 
 The search changes one value after the other, in ever smaller steps, as long as the mean of |log(predicted/published)|
@@ -16,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from llama_train.plan.accuracy import comparison, scatter
+from llama_train.plan.accuracy import comparison, markdown, scatter
 from llama_train.plan.published import PublishedRun, predicted_speed, published_runs
 from llama_train.plan.speed import FIT, Fit
 
@@ -77,7 +78,8 @@ def search(runs: list[PublishedRun]) -> Values:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true")
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=Path, help="draw predicted over published speed")
+    parser.add_argument("--table", type=Path, help="write the comparison as Markdown")
     given = parser.parse_args()
     runs = published_runs()
     if given.fit:
@@ -103,6 +105,8 @@ def main() -> int:
     print(f"memory: median {statistics.median(memory):.1%}, worst {max(memory):.0%} of {len(memory)}")
     if given.plot:
         scatter(rows, given.plot)
+    if given.table:
+        given.table.write_text(markdown(rows))
     return 0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llama_train.plan.published import PublishedRun, predicted_memory, predicted_speed
 
-MEDIAN_ERROR = 0.15
+MEDIAN_ERROR = 0.10
 """Of tokens per second and GPU, on the published runs that nothing was fitted to; a test holds it."""
 
 
@@ -30,6 +30,32 @@ class Comparison:
 def comparison(runs: list[PublishedRun]) -> list[Comparison]:
     """Predict every run."""
     return [Comparison(run, predicted_speed(run), predicted_memory(run)) for run in runs]
+
+
+def markdown(rows: list[Comparison]) -> str:
+    """Return the comparison as a page."""
+    lines = [
+        "# Predictions against published runs",
+        "",
+        "Written by `benchmarks/planner_fit.py`; [planning](planning.md) says what to make of it. Speeds are tokens",
+        "per second and GPU, memory is GiB; *fits*: the efficiencies were fitted to it, *test*: they never saw it.",
+        "",
+        "| run | half | published | predicted | error | memory | predicted | error | assumed |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    source = ""
+    for row in rows:
+        run = row.run
+        if run.source != source:
+            source = run.source
+            lines.append(f"| *{source}* | | | | | | | | |")
+        memory = " | | "
+        if row.memory_error is not None:
+            memory = f"{run.memory_gib:.1f} | {row.predicted_memory:.1f} | {row.memory_error:+.0%}"
+        half = "fits" if run.fits else "test"
+        speeds = f"{run.tokens_per_second:,.0f} | {row.predicted_speed:,.0f} | {row.speed_error:+.0%}"
+        lines.append(f"| {run.name} | {half} | {speeds} | {memory} | {', '.join(run.assumed)} |")
+    return "\n".join(lines) + "\n"
 
 
 def scatter(rows: list[Comparison], path: Path) -> None:

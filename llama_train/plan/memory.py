@@ -50,6 +50,7 @@ class Memory:
     pipeline_rank: int
     moment: str  # when in the step it is
     terms: tuple[Term, ...]
+    layers: int  # that the rank holds
     in_flight: float  # micro-batches whose activations are held at once, in units of all of the rank's layers
 
     @property
@@ -96,13 +97,15 @@ def rank_memory(
         kept.append(("stage inputs and outputs", boundary * in_flight, "2·n·D/t each"))
     if _dense_mask(config, layout):
         mask = layout.micro_batch_size * (sequence_length // layout.context) * sequence_length
-        kept.append(("document mask", 3 * mask * in_flight, "n·S, a byte kept and 2 bytes while it is applied"))
-    layers = f"; {len(held)} layers, {in_flight:g} micro-batches"
+        kept.append(("document mask", mask * in_flight, "n·S bytes"))
+        states.append(
+            Term("document mask as it is applied", compute_bytes(config.engine) * mask, "2·n·S, in one layer")
+        )
     started = micro_batches > in_flight  # gradients of earlier micro-batches are there
 
     def moment(name: str, working: Iterable[Term], gradients: bool, share: float) -> tuple[str, list[Term]]:
         there = [term for term in states if gradients or term.name != "gradients"]
-        alive = [Term(name, int(size * share), why + layers) for name, size, why in kept]
+        alive = [Term(name, int(size * share), why) for name, size, why in kept]
         return name, [term for term in (*there, *alive, *working) if term.bytes]
 
     rest = 1 - 1 / in_flight  # of the activations: those of other micro-batches
@@ -122,7 +125,7 @@ def rank_memory(
     if last:
         moments.append(moment("loss", _in_loss(config, layout, tokens, first), started, 1))
     name, terms = max(moments, key=lambda each: sum(term.bytes for term in each[1]))
-    return Memory(pipeline_rank, name, tuple(terms), in_flight)
+    return Memory(pipeline_rank, name, tuple(terms), len(held), in_flight)
 
 
 def micro_batches_in_flight(layout: Layout, micro_batches: int, pipeline_rank: int) -> float:

@@ -84,7 +84,8 @@ def memory_table(candidate: Candidate, hardware: Hardware, margin: float) -> Tab
     """Return the memory of the fullest rank, term by term."""
     memory = candidate.memory
     where = f"pipeline rank {memory.pipeline_rank}, " if candidate.layout.pipeline > 1 else ""
-    table = Table(title=f"Memory of the fullest device ({where}{memory.moment})", title_justify="left")
+    held = f"{memory.layers} layers × {memory.in_flight:g} micro-batches"
+    table = Table(title=f"Memory of the fullest device ({where}{held}, {memory.moment})", title_justify="left")
     table.add_column("term")
     table.add_column("GiB", justify="right")
     table.add_column("what it is")

@@ -130,7 +130,7 @@ def test_a_measured_run_corrects_the_times(monkeypatch, capsys, tmp_path) -> Non
 def test_the_picture_is_drawn(monkeypatch, tmp_path) -> None:
     file = tmp_path / "plan.svg"
     assert run(monkeypatch, *SMALL, "plan.search=false", "layout.data_shard=32", f"plan.picture={file}") == 0
-    assert "learning rate" in file.read_text() or "<svg" in file.read_text()
+    assert "<svg" in file.read_text()
 
 
 def test_the_planner_needs_no_torch() -> None:
