@@ -55,7 +55,8 @@ def plan(config: PlanConfig) -> int:
     for line in page.speed_lines(chosen, hardware, stage):
         console.print(line)
     if calibrated:
-        console.print(calibrated)
+        corrected = chosen.time.tokens_per_second_per_device * factor
+        console.print(f"{calibrated}: [bold]{corrected:,.0f} tokens/s/GPU[/]; the run below is timed by it")
     if settings.search:
         console.print()
         console.print(page.layouts_table(best, settings.margin, settings.top, len(found)))

@@ -39,8 +39,8 @@ def correction(config: PlanConfig, hardware: Hardware) -> tuple[float, str]:
         )
     factor = measured / predicted
     return factor, (
-        f"calibrated by {path}: measured {measured:,.0f} tokens/s/GPU, predicted {predicted:,.0f}; times below are "
-        f"divided by {factor:.2f}"
+        f"calibrated by {path}: measured {measured:,.0f} tokens/s/GPU, predicted {predicted:,.0f}, "
+        f"{factor:.2f} times as fast"
     )
 
 

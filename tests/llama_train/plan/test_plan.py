@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.shards.reader import open_root
 from llama_foundation.compose import CONFIGS, compose, dump
+from llama_foundation.errors import ConfigError
 from llama_train.config import TrainConfig
 from llama_train.observe.metrics import MetricsFile
 from llama_train.parallel.resolve import resolve_layout
 from llama_train.plan.__main__ import main
 from llama_train.plan.hardware import read_accelerator
-from llama_train.plan.recipe import rate, stages
+from llama_train.plan.recipe import rate, sources, stages
 from llama_train.plan.settings import PlanConfig
 from tests.llama_train.observe.made_up_steps import step_record
 
@@ -101,7 +103,7 @@ def test_an_accelerator_of_ones_own_is_read_and_its_mistakes_are_named(tmp_path)
     (tmp_path / "b300.yaml").write_text(yaml.safe_dump(figures | {"memory_gib": 280}))
     assert read_accelerator("b300", tmp_path).memory_gib == 280
     (tmp_path / "b300.yaml").write_text(yaml.safe_dump(figures | {"watts": "many"}))
-    with pytest.raises(Exception, match="watts=many must be a number above 0"):
+    with pytest.raises(ConfigError, match="watts=many must be a number above 0"):
         read_accelerator("b300", tmp_path)
 
 
@@ -125,6 +127,34 @@ def test_a_measured_run_corrects_the_times(monkeypatch, capsys, tmp_path) -> Non
     assert run(monkeypatch, *SMALL, f"plan.calibrate={tmp_path}", "plan.search=false", "layout.data_shard=32") == 0
     page = capsys.readouterr().out
     assert "measured 2,000 tokens/s/GPU" in page
+
+
+def test_a_benchmark_of_one_gpu_corrects_the_times_too(monkeypatch, capsys, tmp_path) -> None:
+    row = {"name": "full", "settings": [], "library": "native", "sequence_length": 4096, "micro_batch_size": 1}
+    result = {"status": "measured", "tokens_per_second": 9000.0}
+    file = tmp_path / "gpu-results.json"
+    file.write_text(json.dumps({"rows": [row | {"documents": False}], "results": {"full": result, "ceilings": {}}}))
+    assert run(monkeypatch, *SMALL, f"plan.calibrate={file}", "plan.search=false", "layout.data_shard=32") == 0
+    assert "measured 9,000 tokens/s/GPU" in capsys.readouterr().out
+    file.write_text("{}")
+    assert run(monkeypatch, *SMALL, f"plan.calibrate={file}") == 2
+    assert "is no result of benchmarks/gpu.py" in capsys.readouterr().err
+
+
+def test_epochs_are_against_the_shards_real_counts(tiny_shards) -> None:
+    root = open_root(tiny_shards)
+    counts = {name: root.open("train", name).manifest.tokens for name in root.sources("train")}
+    first, second = sorted(counts)
+    base = ["experiment=llama2_7b", f"data.shards={tiny_shards}", "steps=10", "schedule.warmup_steps=0"]
+    config = compose("plan", PlanConfig, [*base, f"data.sources={{{first}: 3, {second}: 1}}"])
+    used = {use.name: use for use in sources(config)}
+    tokens = 10 * 1024 * 4096
+    assert used[first].epochs == pytest.approx(tokens * 0.75 / counts[first])
+    assert used[second].epochs == pytest.approx(tokens * 0.25 / counts[second])
+    even = sources(compose("plan", PlanConfig, base))
+    assert even[0].epochs == pytest.approx(even[1].epochs), "in proportion to their tokens"
+    with pytest.raises(ConfigError, match="data.sources.books is not a source"):
+        sources(compose("plan", PlanConfig, [*base, "data.sources={books: 1}"]))
 
 
 def test_the_picture_is_drawn(monkeypatch, tmp_path) -> None:
