@@ -28,6 +28,9 @@ from llama_train.plan.write import write_json, write_layout
 def plan(config: PlanConfig) -> int:
     """Print the plan; return 0 if the layout fits and 1 if not."""
     settings = config.plan
+    if settings.tokens is not None:
+        config = replace(config, steps=recipe.steps_of_budget(config, settings.tokens))
+        config.check()
     hardware = hardware_of(config.cluster)
     devices = _devices(config, hardware)
     stage = recipe.main_stage(config)

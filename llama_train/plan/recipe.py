@@ -1,7 +1,8 @@
 """The recipe over time: stages, tokens, hours, energy, disk."""
 
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_foundation.errors import ConfigError
@@ -42,6 +43,27 @@ def stages(config: TrainConfig) -> list[Stage]:
         first = begins[number + 1]
         found.append(Stage(first, begins[number + 2] - first, batch_size, length, sources))
     return found
+
+
+def steps_of_budget(config: TrainConfig, tokens: float) -> int:
+    """Return how many whole steps a budget of tokens lasts, through the stages of the recipe.
+
+    Raises:
+        ConfigError: not for one.
+    """
+    left, first = tokens, next(iter(stages(config))).batch_tokens
+    if tokens < first:
+        raise ConfigError(
+            f"plan.tokens={tokens:g} is less than one batch of {first:,} tokens (data.batch_size × "
+            f"data.sequence_length); use at least {first}, or a smaller data.batch_size"
+        )
+    done = 0
+    for stage in stages(replace(config, steps=sys.maxsize)):
+        steps = min(int(left // stage.batch_tokens), stage.steps)
+        done, left = done + steps, left - steps * stage.batch_tokens
+        if steps < stage.steps:
+            break
+    return done
 
 
 def main_stage(config: TrainConfig) -> Stage:

@@ -12,6 +12,7 @@ class PlanSettings:
 
     search: bool = True  # rank other layouts too
     top: int = 10  # layouts in the table
+    tokens: float | None = None  # a budget instead of `steps`: as many steps as it lasts
     exact: bool = False  # really build the fullest rank under fake tensors, and compare
     write: str | None = None  # write the best layout to this file, a member of configs/layout/
     picture: str | None = None  # draw batch size, sequence length and learning rate over tokens: .png or .svg

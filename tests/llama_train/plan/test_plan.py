@@ -16,7 +16,7 @@ from llama_train.observe.metrics import MetricsFile
 from llama_train.parallel.resolve import resolve_layout
 from llama_train.plan.__main__ import main
 from llama_train.plan.hardware import read_accelerator
-from llama_train.plan.recipe import rate, sources, stages
+from llama_train.plan.recipe import rate, sources, stages, steps_of_budget
 from llama_train.plan.settings import PlanConfig
 from tests.llama_train.observe.made_up_steps import step_record
 
@@ -80,6 +80,7 @@ REFUSED = {
     "nodes=4096": "no layout divides batches of 1,024 sequences over 32768 devices",
     "data.batch_size=1": "no layout divides batches of 1 sequences",
     "data.shards=/nowhere": "/nowhere",
+    "plan.tokens=1e6": "plan.tokens=1e+06 is less than one batch of 4,194,304 tokens",
     "plan.calibrate=/nowhere": "neither a run directory",
     "plan.picture=plan.jpg": "must end in .png or .svg",
     "plan.margin=2": "plan.margin=2.0 must be between 0 and 0.5",
@@ -118,6 +119,15 @@ def test_stages_of_the_405b_are_the_papers() -> None:
     assert rate(config, 7999) == pytest.approx(8e-5)
 
 
+def test_a_budget_of_tokens_becomes_steps_through_the_stages() -> None:
+    config = compose("plan", PlanConfig, ["experiment=llama3.1_405b"])
+    # Section 3.4.1 of "The Llama 3 Herd of Models": 60 steps of 2^22, 342,101 of 2^23, then 2^24 tokens.
+    assert steps_of_budget(config, 60 * 2**22 + 10 * 2**23) == 70
+    assert steps_of_budget(config, 15.6e12) == pytest.approx(config.steps, abs=1)
+    simple = compose("plan", PlanConfig, ["experiment=llama2_70b"])
+    assert steps_of_budget(simple, 2e12) == simple.steps
+
+
 def test_a_measured_run_corrects_the_times(monkeypatch, capsys, tmp_path) -> None:
     overrides = ["experiment=llama2_7b", "data.shards=x", "layout.data_shard=32", "engine.precision=bf16"]
     (tmp_path / "config.yaml").write_text(dump(compose("train", TrainConfig, overrides)))
@@ -153,7 +163,7 @@ def test_epochs_are_against_the_shards_real_counts(tiny_shards) -> None:
     assert used[second].epochs == pytest.approx(tokens * 0.25 / counts[second])
     even = sources(compose("plan", PlanConfig, base))
     assert even[0].epochs == pytest.approx(even[1].epochs), "in proportion to their tokens"
-    with pytest.raises(ConfigError, match="data.sources.books is not a source"):
+    with pytest.raises(ConfigError, match=r"data\.sources\.books is not a source"):
         sources(compose("plan", PlanConfig, [*base, "data.sources={books: 1}"]))
 
 
