@@ -127,15 +127,19 @@ def _misfits(
 ) -> None:
     """Say why the layouts that would be fastest do not fit."""
     fastest = best[0].time.seconds if best else math.inf
-    said = 0
+    said: set[tuple[int, ...]] = set()
     for candidate in sorted(found, key=lambda each: each.time.seconds):
-        if candidate.time.seconds >= fastest or said == 3:
+        layout = candidate.layout
+        if candidate.time.seconds >= fastest or len(said) == 3:
             break
-        if not candidate.fits(hardware, config.plan.margin):
+        if layout.sizes not in said and not candidate.fits(hardware, config.plan.margin):
             reason = why_not(candidate, devices, hardware, config.plan.margin)
             mode = candidate.config.engine.activation_checkpointing.name
-            console.print(f"faster, but does not fit: {candidate.layout.describe()}, recompute {mode}: {reason}")
-            said += 1
+            size = layout.micro_batch_size
+            console.print(
+                f"faster, but does not fit: {layout.describe()} micro_batch_size={size}, recompute {mode}: {reason}"
+            )
+            said.add(layout.sizes)
 
 
 def _exact(console: Console, chosen: Candidate, hardware: Hardware, devices: int) -> None:
@@ -167,7 +171,7 @@ def _files(
     settings = config.plan
     if settings.write:
         winner = best[0] if best else chosen
-        write_layout(winner, Path(settings.write), config.name)
+        write_layout(winner, Path(settings.write))
         console.print(f"written: {settings.write}")
     if settings.picture:
         recipe.draw(config, Path(settings.picture))

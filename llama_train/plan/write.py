@@ -4,8 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
+from llama_foundation.compose import CONFIGS
 from llama_foundation.errors import ConfigError
 from llama_foundation.files import publish_text
 from llama_train.plan.page import layout_settings
@@ -13,7 +12,7 @@ from llama_train.plan.recipe import Bill, Stage
 from llama_train.plan.search import Candidate
 
 
-def write_layout(candidate: Candidate, path: Path, experiment: str) -> None:
+def write_layout(candidate: Candidate, path: Path) -> None:
     """Write the layout as a member of configs/layout/.
 
     Its first line is the command that it was planned for; the engine's settings stand there, because a layout file
@@ -28,20 +27,22 @@ def write_layout(candidate: Candidate, path: Path, experiment: str) -> None:
         raise ConfigError(f"plan.write={path} exists; remove it, or choose another name")
     if not path.parent.is_dir():
         raise ConfigError(f"plan.write={path}: there is no directory {path.parent}; use one like configs/layout/")
-    engine = candidate.config.engine
+    engine, name = candidate.config.engine, candidate.config.name
+    model, cluster = candidate.config.model.name, candidate.config.cluster.name
     switches = [
-        f"engine.{name}={str(getattr(getattr(engine, name), 'name', getattr(engine, name))).lower()}"
-        for name in ("precision", "compile", "activation_checkpointing", "reduce_gradients", "reshard_after_forward")
-        if getattr(getattr(engine, name), "name", "") != "auto"
+        f"engine.{key}={str(getattr(getattr(engine, key), 'name', getattr(engine, key))).lower()}"
+        for key in ("precision", "compile", "activation_checkpointing", "reduce_gradients", "reshard_after_forward")
+        if getattr(getattr(engine, key), "name", "") != "auto"
     ]
-    first = f"# llama-train layout={path.stem} experiment={experiment} {' '.join(switches)}"
+    recipe = f"experiment={name}" if (CONFIGS / "experiment" / f"{name}.yaml").is_file() else f"model={model}"
+    first = f"# llama-train layout={path.stem} {recipe} cluster={cluster} {' '.join(switches)}"
     lines = [
         f"{first}; {candidate.layout.world_size} GPUs",
         f"# Planned by llama-plan: {candidate.time.tokens_per_second_per_device:,.0f} tokens/s/GPU, "
         f"{candidate.memory.needed() / 2**30:.0f} GiB.",
     ]
-    body = yaml.safe_dump(layout_settings(candidate), sort_keys=False, default_flow_style=None)
-    publish_text(path, "\n".join(lines) + "\n" + body)
+    lines += [f"{name}: {value}" for name, value in layout_settings(candidate).items()]
+    publish_text(path, "\n".join(lines) + "\n")
 
 
 def write_json(
