@@ -132,8 +132,9 @@ def micro_batches_in_flight(layout: Layout, micro_batches: int, pipeline_rank: i
     """Return how many micro-batches' activations a pipeline rank holds at most, in units of all of its layers.
 
     1F1B: as many as there are ranks from this one to the last (Narayanan et al. 2019, section 3.3). Interleaved: 2 for
-    each later rank and one round of the ranks for every stage but one, plus one (Narayanan et al. 2021, section 2.2).
-    V schedules: 2 stages for every rank (Qi et al. 2024, table 1).
+    each later rank and one round of the ranks for every stage but one, plus one (Narayanan et al. 2021, section 2.2);
+    with gradients of weights put off, one for every stage of all ranks (torch's ScheduleInterleavedZeroBubble). V
+    schedules: 2 stages for every rank (Qi et al. 2024, table 1). A test plays the schedules through.
     """
     ranks, stages = layout.pipeline, layout.config.stages_per_rank
     if ranks == 1:
@@ -143,8 +144,10 @@ def micro_batches_in_flight(layout: Layout, micro_batches: int, pipeline_rank: i
             return micro_batches
         case PipelineSchedule.one_f_one_b:
             return min(ranks - pipeline_rank, micro_batches)
-        case PipelineSchedule.interleaved | PipelineSchedule.interleaved_zero_bubble:
+        case PipelineSchedule.interleaved:
             chunks = 2 * (ranks - pipeline_rank - 1) + (stages - 1) * ranks + 1
+        case PipelineSchedule.interleaved_zero_bubble:
+            chunks = stages * ranks
         case _:
             chunks = 2 * ranks
     return min(chunks, micro_batches * stages) / stages

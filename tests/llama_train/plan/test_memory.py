@@ -20,8 +20,8 @@ CASES = {
     "sharded": (8, 0, f"{LLAMA2_7B} model.layers=4"),
     "recomputed": (8, 0, f"{LLAMA2_7B} model.layers=4 engine.activation_checkpointing=full"),
     "selective": (8, 0, f"{LLAMA2_7B} model.layers=4 engine.activation_checkpointing=selective"),
-    "tensor": (64, 0, f"{LLAMA2_70B} model.layers=6 engine.activation_checkpointing=full layout.micro_batch_size=2"),
-    "first of a pipeline": (64, 0, f"{LLAMA2_70B} model.layers=8 layout.pipeline=4 layout.data_shard=2"),
+    "tensor": (64, 0, f"{LLAMA2_70B} model.layers=4 engine.activation_checkpointing=full layout.micro_batch_size=2"),
+    "first of a pipeline": (64, 0, f"{LLAMA2_70B} model.layers=8 layout.pipeline=2 layout.data_shard=4"),
     "masked": (64, 0, "experiment=llama3_8b model.layers=2 data.sequence_length=4096 data.batch_size=128"),
     "float32": (8, 0, f"{LLAMA2_7B} model.layers=3 engine.precision=fp32"),
 }
@@ -105,8 +105,9 @@ def test_in_flight_and_bubble_agree_with_the_schedule_played_through(schedule: P
 def test_more_recomputation_needs_less_memory() -> None:
     config = compose("train", TrainConfig, [LLAMA2_7B, "engine.precision=bf16", "data.shards=x"])
     layout = resolve_layout(config, 64)
-    needs = []
-    for mode in ("none", "every_n", "selective", "full"):
+    needs = {}
+    for mode in ("none", "selective", "every_n", "full"):
         engine = replace(config.engine, activation_checkpointing=ActivationCheckpointing[mode])
-        needs.append(rank_memory(replace(config, engine=engine), layout, 4096, 16, 0).allocated)
-    assert needs == sorted(needs, reverse=True) and len(set(needs)) == 4
+        needs[mode] = rank_memory(replace(config, engine=engine), layout, 4096, 16, 0).allocated
+    for some in ("selective", "every_n"):
+        assert needs["none"] > 1.2 * needs[some] > 1.2 * 1.2 * needs["full"]
