@@ -66,9 +66,11 @@ def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> i
     from llama_train.parallel.float8 import check_float8
     from llama_train.parallel.overlap import check_async_tensor_parallel
     from llama_train.parallel.resolve import check_nodes, resolve_layout
+    from llama_train.parallel.ring import check_ring
 
     check_float8(config.engine, config.model, config.cluster.device)
     check_async_tensor_parallel(config.engine, config.cluster.device)
+    check_ring(config)
     check_nodes(resolve_layout(config, size), config.cluster.processes_per_node or local_world_size())
     files = check_engine(config, size)
     directory = Path(config.output) / config.name

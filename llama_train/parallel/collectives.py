@@ -38,3 +38,17 @@ def exchanged(x: torch.Tensor, group: dist.ProcessGroup, ranks: int) -> torch.Te
 def reduced(x: torch.Tensor, operation: str, group: dist.ProcessGroup) -> torch.Tensor:
     """Return "sum" or "max" over the ranks; without gradients."""
     return functional.wait_tensor(functional.all_reduce(x, operation, group))
+
+
+def passed_on(x: torch.Tensor, group: dist.ProcessGroup, ranks: int) -> torch.Tensor:
+    """Begin to send a tensor to the next of `ranks` ranks, the last one's to the first; without gradients.
+
+    Returns:
+        What comes from the rank before, flat and perhaps still on its way: for `arrived`.
+    """
+    return functional.permute_tensor(x.flatten(), [(rank + 1) % ranks for rank in range(ranks)], group)
+
+
+def arrived(flat: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Wait for what `passed_on` has begun to receive; return it in its shape."""
+    return functional.wait_tensor(flat).view(shape)

@@ -79,7 +79,7 @@ def choose(config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
     settings = config.prove
     training = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
     if settings.matrix is Matrix.own:
-        layouts, notes = shrink_layout(config.layout)
+        layouts, notes = shrink_layout(config.layout, settings.ranks)
         small, more = shrink(training, room_of(layouts, training), settings.precision)
         cases = own_cases(layouts)
     else:
