@@ -13,7 +13,7 @@ help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
-	@echo "make prove       102 layouts against one process, in float64"
+	@echo "make prove       107 layouts against one process, in float64"
 	@echo "make prove-reduced  14 of them, for CI"
 	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
 	@echo "make lint        ruff: rules and formatting"
