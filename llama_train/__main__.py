@@ -99,7 +99,9 @@ def _follow(store: dist.Store, rank: int, size: int) -> int:
     if problem is not None:
         problem = f"rank {rank} ({platform.node()}) runs {problem} of rank 0; install the same on every node"
     elif (other := other_command(sys.argv[1:], verdict["arguments"])) is not None:
-        problem = f"rank {rank} ({platform.node()}) was started with {other} of rank 0; give every rank the same command"
+        problem = (
+            f"rank {rank} ({platform.node()}) was started with {other} of rank 0; give every rank the same command"
+        )
     config: TrainConfig | None = None
     try:
         config = _read_config(Path(verdict["config"]), verdict["fingerprint"], rank)

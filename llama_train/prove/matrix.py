@@ -87,7 +87,7 @@ def full_cases(config: TrainConfig) -> list[Case]:
             for layout in (T, S | T, P | T, {"tensor": 4})
         ),
         # Switches of the engine.
-        *_switched(config),
+        *_switched(config, unmasked),
         *_resumed(),
         *(_case(layout) for layout in _sums(3)),
     ]
@@ -145,7 +145,7 @@ def _turned(config: TrainConfig) -> tuple[Variant, Variant]:
     )
 
 
-def _switched(config: TrainConfig) -> list[Case]:
+def _switched(config: TrainConfig, unmasked: Variant) -> list[Case]:
     full = {"activation_checkpointing": ActivationCheckpointing.full}
     selective = {"activation_checkpointing": ActivationCheckpointing.selective}
     chunked = bool(config.engine.loss_chunk)
@@ -154,7 +154,8 @@ def _switched(config: TrainConfig) -> list[Case]:
         *(_case(layout, full, "recompute full") for layout in (S | T, C | T, P | S, ZERO_BUBBLE_V)),
         *(_case(layout, selective, "recompute selective") for layout in (S | T, C)),
         *(_case(layout, *chunk) for layout in (T, P | S, DUAL_PIPE_V)),
-        *(_case(layout, {"compile": True}, "compile") for layout in (S, S | T)),
+        *(_case(layout, {"compile": True}, "compile") for layout in (S, S | T, P, C, ULYSSES)),
+        _case(RING, {"compile": True}, "compile", unmasked),
     ]
 
 

@@ -79,7 +79,7 @@ def test_head_to_tail_every_rank_sees_as_many_keys() -> None:
             [set(), {"context", "shard"}, {"replicate", "requests"}, set()],
         ),
     ],
-    ids=str,
+    ids=["pipeline and tensor", "replicas and context"],
 )
 def test_every_group_of_a_mesh_gives_up_when_the_run_says_so(sizes: dict, with_rank_0: list[set[str]]) -> None:
     # torch's own meshes wait 30 minutes, whatever the run's timeout is.

@@ -33,9 +33,7 @@ def rank_of_many(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("rank_of_many", "held"), [(0, FIRST), (WORLD - 1, LAST)], indirect=["rank_of_many"])
-def test_a_rank_of_16384_starts_from_its_slice(
-    rank_of_many: int, held: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_of_16384_starts_from_its_slice(rank_of_many: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = "layout=405b_16384gpus experiment=llama3.1_405b data.segments=[] data.sequence_length=8192"
     config = compose("train", TrainConfig, [*overrides.split(), "data.batch_size=2048", "data.shards=x"])
     made: list[int] = []
