@@ -74,7 +74,8 @@ def choose(config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
     """Return the shrunk configuration, the cases, and what people must know of what is not proven.
 
     Raises:
-        ConfigError: the layout does not fit the configuration, or the fault that is to be planted changes nothing in any of the cases.
+        ConfigError: the layout does not fit the configuration, or the fault that is to be planted changes nothing in
+            any of the cases.
     """
     settings = config.prove
     training = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})

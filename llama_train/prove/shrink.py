@@ -96,10 +96,8 @@ def shrink_layout(layout: LayoutConfig, most_ranks: int = MOST_RANKS) -> tuple[l
         return [small], []
     sets = list(itertools.combinations(used, fit))
     together = " × ".join(used)
-    notes = [
-        f"{together}: not run all together ({2 ** len(used)} ranks; prove.ranks={most_ranks}), but all {len(sets)} sets of "
-        f"{fit} of them"
-    ]
+    ranks = f"{2 ** len(used)} ranks; prove.ranks={most_ranks}"
+    notes = [f"{together}: not run all together ({ranks}), but all {len(sets)} sets of {fit} of them"]
     return [_without(small, [axis for axis in used if axis not in kept]) for kept in sets], notes
 
 

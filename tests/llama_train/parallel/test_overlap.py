@@ -1,4 +1,4 @@
-"""Messages and multiplications overlap where the hardware can; elsewhere it is refused, but not what the compiler sees."""
+"""Overlap of messages and multiplications is refused without CUDA; what the compiler would fuse is seen anywhere."""
 
 import copy
 from collections import Counter
