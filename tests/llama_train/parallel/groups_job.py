@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from llama_train.parallel.layout import Layout, make_groups, make_request_group
 
-SECONDS = 2.0
+SECONDS = 1.0
 
 
 def wait_for_rank_0(rank: int, sizes: dict[str, int]) -> dict[str, float]:
