@@ -74,14 +74,16 @@ def choose(config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
     """Return the shrunk configuration, the cases, and what people must know of what is not proven.
 
     Raises:
-        ConfigError: the fault that is to be planted changes nothing in any of the cases.
+        ConfigError: the layout does not fit the configuration, or the fault that is to be planted changes nothing in
+            any of the cases.
     """
     settings = config.prove
     training = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
     if settings.matrix is Matrix.own:
-        layouts, notes = shrink_layout(config.layout)
+        layouts, notes = shrink_layout(config.layout, settings.ranks)
         small, more = shrink(training, room_of(layouts, training), settings.precision)
         cases = own_cases(layouts)
+        _check(small, cases)
     else:
         small, notes = shrink(training, ROOM, settings.precision)
         more = []
@@ -101,6 +103,17 @@ def choose(config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
                 f"({FAULTS[settings.fault]}); use prove.matrix=full, or a layout where it does"
             )
     return small, cases, notes
+
+
+def _check(small: TrainConfig, cases: list[Case]) -> None:
+    """Refuse a layout that does not fit here, and not in every process of its proof."""
+    from llama_train.parallel.resolve import resolve_layout
+
+    for case in cases:
+        data = dataclasses.replace(small.data, **case.variant.data)
+        for part in case.parts:
+            layout = dataclasses.replace(small.layout, **part.layout)
+            resolve_layout(dataclasses.replace(small, data=data, layout=layout), part.world)
 
 
 def _tied(case: Case, small: TrainConfig) -> bool:
