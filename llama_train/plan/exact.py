@@ -10,6 +10,7 @@ torch's pipeline schedules talk to their neighbours and do not run here: the mos
 
 import contextlib
 import logging
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from llama_foundation.errors import RunError
 from llama_train.config import AttentionName, ContextMethod, Precision, TrainConfig
+from llama_train.model import loss
 from llama_train.model.attention import document_mask
 from llama_train.model.llama import Llama
 from llama_train.optimizer.adamw import build_adamw
@@ -67,7 +69,7 @@ class LiveBytes(TorchDispatchMode):
                 key = storage._cdata
                 if key not in self._alive:
                     self._alive[key] = weakref.ref(storage, lambda _, key=key: self._alive.pop(key, None))
-        self.peak = max(self.peak, self.now())
+                    self.peak = max(self.peak, self.now())
 
     def now(self) -> int:
         """Return the bytes that are alive."""
@@ -76,13 +78,11 @@ class LiveBytes(TorchDispatchMode):
 
 
 def measure(config: TrainConfig, world_size: int, rank: int, in_flight: int, micro_batches: int) -> Exact:
-    """Build rank `rank` of `world_size` and train it for two steps.
-
-    The first step makes what only a first step makes; the second one is counted.
+    """Build rank `rank` of `world_size` and train it for a step.
 
     Args:
         in_flight: micro-batches that go forward before the first one goes backward.
-        micro_batches: of a step; where they are more than `in_flight`, a second round meets the gradients of the first.
+        micro_batches: of a step; where they are more than `in_flight`, gradients of earlier ones are there.
 
     Raises:
         RunError: this process is already in a process group.
@@ -104,21 +104,18 @@ def measure(config: TrainConfig, world_size: int, rank: int, in_flight: int, mic
             held = held_parameters(models, config.model, layout)
             parameters = [each.parameter for each in held]
             optimizer = build_adamw(((each.name, each.parameter) for each in held), config.optimizer)
-            with LiveBytes() as live:
+            with LiveBytes() as live, _pieces_of_the_loss_as_on_a_gpu():
                 live.note(parameters)
-                for _ in range(2):
-                    live.peak = 0
-                    live.note([list(state.values()) for state in optimizer.state.values()])
-                    before = live.now()
-                    kept = _step(models, config, layout, in_flight, live)
-                    if micro_batches > in_flight:
-                        _step(models, config, layout, in_flight, live)
-                    gradients = [parameter.grad for parameter in parameters]
-                    optimizer.step()
-                    live.note([])
-                    sizes = _bytes(parameters), _bytes(gradients)
-                    del gradients
+                for parameter in parameters:
+                    parameter.grad = torch.zeros_like(parameter)
+                optimizer.step()  # makes the moments
+                if micro_batches <= in_flight:
                     optimizer.zero_grad()
+                before = live.now()
+                live.peak = before
+                kept = _step(models, config, layout, in_flight, live)
+                sizes = _bytes(parameters), _bytes([parameter.grad for parameter in parameters])
+                optimizer.step()
                 moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
                 return Exact(*sizes, _bytes(moments), kept - before, live.peak)
 
@@ -147,13 +144,13 @@ def _step(models: dict[int, Llama], config: TrainConfig, layout: Layout, in_flig
         if isinstance(models[stage], FSDPModule):
             models[stage].set_is_last_backward(last or every)
             models[stage].set_requires_gradient_sync(last or every)
-        loss = output[0] if isinstance(output, tuple) else output
+        result = output[0] if isinstance(output, tuple) else output
         waiting[number] = None
-        if loss.ndim > 1:
-            loss.backward(torch.zeros_like(loss))
+        if result.ndim > 1:
+            result.backward(torch.zeros_like(result))
         else:
-            loss.sum().backward()
-        del output, loss
+            result.sum().backward()
+        del output, result
     return kept
 
 
@@ -166,6 +163,16 @@ def _dense_mask(config: TrainConfig) -> bool:
 def _bytes(tensors: list[Any]) -> int:
     local = [each.to_local() if isinstance(each, DTensor) else each for each in tensors if each is not None]
     return sum(each.numel() * each.element_size() for each in local)
+
+
+@contextlib.contextmanager
+def _pieces_of_the_loss_as_on_a_gpu() -> Iterator[None]:
+    """On a CPU the loss takes smaller pieces than `engine.loss_chunk`."""
+    piece, loss._CPU_PIECE = loss._CPU_PIECE, sys.maxsize
+    try:
+        yield
+    finally:
+        loss._CPU_PIECE = piece
 
 
 @contextlib.contextmanager

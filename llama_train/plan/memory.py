@@ -286,7 +286,7 @@ def _kept_by_layer(config: TrainConfig, layout: Layout, tokens: int, length: int
         # The compiler keeps the sums that a norm begins with and computes the norm again (AOTAutograd's min-cut).
         yield "norms", 2 * tokens * (b * D + wide) // t, "2·n·D/t each, their inputs, and a factor per token"
     else:
-        yield "norms", 2 * tokens * (wide * D + b * D + wide) // t, "(4 + 2)·n·D/t each, and a factor per token"
+        yield "norms", 2 * tokens * (wide * D + wide) // t, "(4 + 2)·n·D/t each, and a factor per token"
     yield "inputs of the projections", 2 * tokens * b * D, "2·n·D for attention and for feed-forward, on every rank"
     yield "attention", _attention(config, layout, tokens, length), "queries, keys, values, results; a sum per head"
     products = 3 if engine.compile else 4
@@ -300,12 +300,15 @@ def _attention(config: TrainConfig, layout: Layout, tokens: int, length: int) ->
     keys = max(model.kv_heads // t, 1) * model.head_dim
     queries = heads * model.head_dim
     sums = 4 * heads * tokens
-    if layout.context > 1 and layout.config.context_method is ContextMethod.all_gather:
+    method = layout.config.context_method
+    if layout.context > 1 and method is ContextMethod.all_gather:
         # Two pieces of queries, whose keys are on average all of the sequence and half a piece; repeated for the heads.
         seen = layout.micro_batch_size * (length + length // (2 * layout.context))
         if _masks(config):
             seen = layout.micro_batch_size * length
         return b * 2 * queries * tokens + b * 2 * queries * seen + sums
+    if layout.context > 1 and method is ContextMethod.ring:
+        return tokens * b * (3 * queries + 2 * keys) + sums  # the results twice: as they are put together, and in order
     repeated = (_masks(config) and engine.attention is AttentionName.sdpa) or b > 2
     kept_keys = queries if repeated else keys
     return tokens * b * (2 * queries + 2 * kept_keys) + sums
@@ -353,7 +356,7 @@ def _in_backward(
     if last:
         yield Term("gradient of the head", b * vocabulary_rows(model, layout) * model.hidden_size, "2·V·D/t")
     if _fsdp(engine, layout):
-        whole = (3 if place == "end" else 2) if reshards(engine, layout) else 0
+        whole = 2 if reshards(engine, layout) else 0
         yield Term("gathered weights", whole * b * parameters, "2 bytes: of a layer, and of the next one's message")
         if place != "begin":
             yield Term("reduce-scatter of gradients", 4 * parameters, "4 bytes, of a layer")
