@@ -286,7 +286,7 @@ def _kept_by_layer(config: TrainConfig, layout: Layout, tokens: int, length: int
         # The compiler keeps the sums that a norm begins with and computes the norm again (AOTAutograd's min-cut).
         yield "norms", 2 * tokens * (b * D + wide) // t, "2·n·D/t each, their inputs, and a factor per token"
     else:
-        yield "norms", 2 * tokens * (wide * D + wide) // t, "(4 + 2)·n·D/t each, and a factor per token"
+        yield "norms", 2 * tokens * (wide * D + b * D + wide) // t, "(4 + 2)·n·D/t each, and a factor per token"
     yield "inputs of the projections", 2 * tokens * b * D, "2·n·D for attention and for feed-forward, on every rank"
     yield "attention", _attention(config, layout, tokens, length), "queries, keys, values, results; a sum per head"
     products = 3 if engine.compile else 4
