@@ -14,7 +14,8 @@ from rich.console import Console
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
-from llama_train.config import LayoutConfig
+from llama_train.config import EngineName, LayoutConfig
+from llama_train.engine.deepspeed.checks import check_deepspeed
 from llama_train.parallel.layout import AXES
 from llama_train.plan import page, recipe
 from llama_train.plan.calibrate import correction
@@ -31,6 +32,8 @@ def plan(config: PlanConfig) -> int:
     if settings.tokens is not None:
         config = replace(config, steps=recipe.steps_of_budget(config, settings.tokens))
         config.check()
+    if config.engine.name is EngineName.deepspeed:
+        check_deepspeed(config)
     hardware = hardware_of(config.cluster)
     devices = _devices(config, hardware)
     stage = recipe.main_stage(config)

@@ -7,12 +7,14 @@ from llama_foundation.errors import ConfigError
 from llama_train.config import (
     ActivationCheckpointing,
     EngineConfig,
+    EngineName,
     LayoutConfig,
     PipelineSchedule,
     ReduceGradients,
     Reshard,
     TrainConfig,
 )
+from llama_train.engine.deepspeed.checks import check_deepspeed
 from llama_train.parallel.layout import Layout
 from llama_train.parallel.resolve import resolve_layout
 from llama_train.plan.hardware import Hardware
@@ -46,6 +48,8 @@ def evaluate(config: TrainConfig, world_size: int, hardware: Hardware, stage: St
     Raises:
         ConfigError: the layout does not divide what it cuts, or spans nodes with its tensor groups.
     """
+    if config.engine.name is EngineName.deepspeed:
+        check_deepspeed(config)
     layout = resolve_layout(config, world_size)
     if layout.tensor > hardware.devices_per_node:
         raise ConfigError(
@@ -71,7 +75,7 @@ def candidates(config: TrainConfig, world_size: int, hardware: Hardware) -> Iter
             try:
                 yield evaluate(replace(config, layout=layout, engine=engine), world_size, hardware, stage, quick=True)
             except ConfigError:
-                break  # what does not divide does so with no engine switch
+                continue
 
 
 def ranked(found: list[Candidate], hardware: Hardware, margin: float) -> list[Candidate]:
