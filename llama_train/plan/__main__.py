@@ -154,10 +154,9 @@ def _exact(console: Console, chosen: Candidate, hardware: Hardware, devices: int
     stage = recipe.main_stage(chosen.config)
     micro_batches = stage.batch_size // (layout.data_world * layout.micro_batch_size)
     counted = measure(eager, devices, rank, math.ceil(memory.in_flight), micro_batches)
-    states = memory.of("weights", "gradients", "optimizer")
-    really = counted.weights + counted.gradients + counted.optimizer
+    states, really = memory.of("weights", "optimizer"), counted.weights + counted.optimizer
     console.print(
-        f"exact: rank {rank} of {devices}, built under fake tensors, eager: weights, gradients, optimizer "
+        f"exact: rank {rank} of {devices}, built under fake tensors, eager: weights and optimizer "
         f"{really:,} bytes (formula {states:,}); peak {counted.peak / 2**30:.2f} GiB "
         f"(formula {memory.allocated / 2**30:.2f})"
     )

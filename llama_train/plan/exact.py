@@ -109,6 +109,7 @@ def measure(config: TrainConfig, world_size: int, rank: int, in_flight: int, mic
                 for parameter in parameters:
                     parameter.grad = torch.zeros_like(parameter)
                 optimizer.step()  # makes the moments
+                live.note([list(state.values()) for state in optimizer.state.values()])
                 if micro_batches <= in_flight:
                     optimizer.zero_grad()
                 before = live.now()

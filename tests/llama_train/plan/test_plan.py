@@ -1,8 +1,10 @@
 """The command as a user runs it: pages, files, refusals."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,31 @@ def test_the_page_has_memory_time_layouts_and_the_whole_run(monkeypatch, capsys)
         "checkpoint 827.7 GB",
     ):
         assert expected in page, expected
+
+
+@pytest.mark.parametrize(
+    ("experiment", "cluster", "nodes"),
+    [
+        ("llama1_65b", "a100x8", 256),
+        ("codellama_34b", "a100x8", 64),
+        ("llama3_70b", "h100x8", 256),
+        ("llama3_8b", "h200x8", 1),
+        ("llama3.1_405b", "h100x8", 1024),
+    ],
+)
+def test_every_generation_of_recipes_has_a_page_in_seconds(monkeypatch, capsys, experiment, cluster, nodes) -> None:
+    began = time.process_time()
+    assert run(monkeypatch, f"experiment={experiment}", f"cluster={cluster}", f"nodes={nodes}") == 0
+    assert time.process_time() - began < 5
+    page = capsys.readouterr().out
+    assert "the fastest that fits" in page and "days" in page
+
+
+def test_exact_builds_the_fullest_rank_and_agrees(monkeypatch, capsys) -> None:
+    small = ["experiment=llama2_7b", "model.layers=2", "cluster=a100x8", "layout.data_shard=8", "plan.search=false"]
+    assert run(monkeypatch, *small, "plan.exact=true") == 0
+    line = re.search(r"optimizer ([\d,]+) bytes \(formula ([\d,]+)\); peak", capsys.readouterr().out)
+    assert line and line[1] == line[2]
 
 
 def test_a_written_layout_is_one_that_training_takes(monkeypatch, capsys, tmp_path) -> None:
