@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from llama_train.config import LayoutConfig
+from llama_train.config import AttentionName, LayoutConfig
 from llama_train.model.size import forward_flops, model_flops_utilization, parameter_count, training_bytes
 from llama_train.plan.accuracy import MEDIAN_ERROR
 from llama_train.plan.hardware import Hardware
@@ -126,6 +126,12 @@ def speed_lines(candidate: Candidate, hardware: Hardware, stage: Stage) -> list[
         for formula in ("palm_full_attention", "causal_attention")
     ]
     flops = forward_flops(model, stage.sequence_length)
+    hints = []
+    if candidate.config.data.document_masks and candidate.config.engine.attention is AttentionName.sdpa:
+        hints.append(
+            "engine.attention=sdpa multiplies every key with every query under document masks; engine.attention=flex or "
+            "varlen skips what they hide"
+        )
     return [
         f"[bold]{speed:,.0f} tokens/s/GPU[/], {speed * time.devices:,.0f} tokens/s; half of the held-out published "
         f"runs were within ±{MEDIAN_ERROR:.0%}: {low:,.0f} to {high:,.0f}",
@@ -134,6 +140,7 @@ def speed_lines(candidate: Candidate, hardware: Hardware, stage: Stage) -> list[
         f"{3 * flops.attention_projections / 1e9:,.2f}, feed-forward {3 * flops.feed_forward / 1e9:,.2f}, head "
         f"{3 * flops.head / 1e9:,.2f}, attention {3 * flops.attention_causal / 1e9:,.2f} causal "
         f"({3 * flops.attention_full / 1e9:,.2f} full)",
+        *hints,
     ]
 
 

@@ -109,7 +109,7 @@ REFUSED = {
     "data.shards=/nowhere": "/nowhere",
     "plan.tokens=1e6": "plan.tokens=1e+06 is less than one batch of 4,194,304 tokens",
     "plan.calibrate=/nowhere": "neither a run directory",
-    "engine=deepspeed": "engine.zero_stage=null must be 1, 2 or 3",
+    "engine=deepspeed": "engine.compile=true with engine.zero_stage=3",
     "plan.picture=plan.jpg": "must end in .png or .svg",
     "plan.margin=2": "plan.margin=2.0 must be between 0 and 0.5",
     "plan.write=/nowhere/x.yaml": "there is no directory",
