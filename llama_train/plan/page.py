@@ -129,8 +129,8 @@ def speed_lines(candidate: Candidate, hardware: Hardware, stage: Stage) -> list[
     hints = []
     if candidate.config.data.document_masks and candidate.config.engine.attention is AttentionName.sdpa:
         hints.append(
-            "engine.attention=sdpa multiplies every key with every query under document masks; engine.attention=flex or "
-            "varlen skips what they hide"
+            "engine.attention=sdpa multiplies every key with every query under document masks; engine.attention=flex "
+            "or varlen skips what they hide"
         )
     return [
         f"[bold]{speed:,.0f} tokens/s/GPU[/], {speed * time.devices:,.0f} tokens/s; half of the held-out published "
