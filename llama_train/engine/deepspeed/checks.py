@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 
 TESTED_VERSION = "0.19.8"
 
-_OURS = ("zero_stage", "offload_optimizer", "offload_parameters", "nvme_path", "config_file")
+DEEPSPEED_SETTINGS = ("zero_stage", "offload_optimizer", "offload_parameters", "nvme_path", "config_file")
 """Settings of EngineConfig that only this engine reads."""
 
 _NATIVE = {
@@ -37,7 +37,7 @@ def check_not_deepspeed(engine: EngineConfig) -> None:
     Raises:
         ConfigError: one of them is set.
     """
-    for name in _OURS:
+    for name in DEEPSPEED_SETTINGS:
         if getattr(engine, name) not in (None, OffloadTo.none):
             raise ConfigError(
                 f"engine.{name}={_shown(getattr(engine, name))} is DeepSpeed's, but engine.name={engine.name.name}; "
