@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from llama_foundation import compose
+from llama_train.checkpoint.huggingface import import_native
+from llama_train.checkpoint.huggingface_config import to_huggingface
+from llama_train.checkpoint.load import open_weights
 from llama_train.checkpoint.restore import Checkpoint, open_checkpoint
 from llama_train.config import TrainConfig
 from llama_train.model.initialize import initial_values
@@ -125,6 +128,23 @@ def test_a_run_that_changes_engine_at_every_checkpoint_does_what_one_that_stays_
         steps = run_leg(Leg(configured(reference.directory, *engine), world, first, past, resume), place)
         reference.check(steps, first)
         resume, first = place / f"step-{past:08d}", past
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(3, "fp32"), (2, "fp32"), pytest.param(1, "bf16", marks=pytest.mark.slow)],
+)
+def test_what_deepspeed_saves_itself_is_imported_bit_for_bit(reference: Reference, stage: int, precision: str) -> None:
+    place = reference.directory / f"saved-{stage}"
+    config = configured(reference.directory, *ZERO[stage], f"engine.precision={precision}")
+    run_leg(Leg(config, 2, 0, 3, saved_by_deepspeed=True), place)
+    (place / "ds" / "config.json").write_text(json.dumps(to_huggingface(config.model, "float32", 1, 2)))
+    import_native(open_weights(place / "ds"), place / "imported")
+    ours, theirs = open_checkpoint(place / "imported"), open_checkpoint(place / "step-00000003")
+    assert ours.tensors.keys() == theirs.tensors.keys() and len(ours.tensors) == 3 * (2 * 9 + 3)
+    for name in theirs.tensors:
+        assert torch.equal(whole(ours, name), whole(theirs, name)), name
+    assert ours.state["engine"] == theirs.state["engine"] == {"adamw_step": 3}
 
 
 @pytest.mark.parametrize(
