@@ -160,6 +160,7 @@ def test_a_usual_ds_config_is_taken_over(tmp_path: Path) -> None:
         ({"scheduler": {"type": "WarmupLR"}}, r"scheduler: set schedule"),
         ({"activation_checkpointing": {"partition_activations": True}}, r"set engine.activation_checkpointing"),
         ({"sequence_parallel_size": 2}, r"sequence_parallel_size: not supported; use engine=native"),
+        ({"zero_optimization": {"cpu_offload": True}}, r"cpu_offload: set engine.offload_optimizer=cpu"),
         ({"zero_optimization": {"overlap_com": True}}, r"overlap_com is not .*did you mean .*overlap_comm\?"),
         ({"zero_optimisation": {"stage": 2}}, r"zero_optimisation.stage is not .*did you mean zero_optimization.stage"),
         ({"qwertz": 1}, r"qwertz is not a key that this engine knows; take it out"),
