@@ -17,7 +17,7 @@ from llama_foundation.errors import RunError
 from llama_train.config import TrainConfig
 from llama_train.data.batches import MicroBatch
 from llama_train.engine.deepspeed.checks import check_deepspeed, check_nvme
-from llama_train.engine.deepspeed.mend import import_deepspeed
+from llama_train.engine.deepspeed.mend import groups_wait_no_longer, import_deepspeed
 from llama_train.engine.deepspeed.partitions import Piece, find_partitions
 from llama_train.engine.deepspeed.settings import resolve_settings, settings_line
 from llama_train.engine.engine import Chunk, NonFiniteError, StepResult
@@ -45,6 +45,7 @@ class DeepSpeedEngine:
         settings = resolve_settings(config, layout.world_size)
         _check_the_same_everywhere(settings_line(settings), device)
         deepspeed = import_deepspeed(device.type, device.index or 0)
+        groups_wait_no_longer(config.engine.timeout_seconds)
         check_nvme(config.engine)
         # Without it zero.Init would take this rank for the only one; the process group is there already.
         deepspeed.init_distributed(dist_init_required=False, verbose=False)

@@ -3,7 +3,11 @@
 import importlib
 import logging
 import os
+from datetime import timedelta
 from types import ModuleType
+from typing import Any
+
+import torch.distributed as dist
 
 
 def import_deepspeed(device_type: str, local_rank: int) -> ModuleType:
@@ -23,3 +27,16 @@ def no_compilation_at_start(deepspeed: ModuleType) -> None:
     inside of one machine. Marked as one that cannot be built, it is left out and torch.distributed does the work.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def groups_wait_no_longer(seconds: float) -> None:
+    """Let the process groups that DeepSpeed 0.19.8 makes wait for other ranks as long as those of the run.
+
+    It makes them with torch's default of 30 minutes: so long would a rank wait for another one that has died, and as
+    long in every collective. DeepSpeed must have been imported.
+    """
+
+    def new_group(backend: Any, ranks: list[int]) -> dist.ProcessGroup | None:
+        return dist.new_group(ranks, timeout=timedelta(seconds=seconds))
+
+    importlib.import_module("deepspeed.comm.torch").TorchBackend.new_group = new_group
