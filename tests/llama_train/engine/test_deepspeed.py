@@ -152,6 +152,35 @@ def test_switches_change_nothing_and_a_step_that_is_not_finite_leaves_no_trace(
         assert difference(steps, expected[:4], key) <= MOST
 
 
+@pytest.mark.slow  # the first time on a machine DeepSpeed builds its file reader, in minutes
+@pytest.mark.parametrize("offloaded", ["optimizer", "parameters", "both"])
+def test_what_lies_on_nvme_is_updated_saved_and_resumed(reference: Reference, offloaded: str) -> None:
+    """With so large a vocabulary that the matrices' master is written to files: under 1 MiB DeepSpeed keeps it."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible():
+        pytest.skip("no libaio")
+    place = reference.directory / f"nvme-{offloaded}"
+    (place / "files").mkdir(parents=True)
+    large = ["model.vocab_size=9001", "layout.micro_batch_size=2"]
+    alone = run_leg(Leg(configured(reference.directory, *large), 1, 0, 6), place / "alone")
+    where = {"optimizer": "cpu", "parameters": "cpu"}
+    where |= dict.fromkeys(where if offloaded == "both" else [offloaded], "nvme")
+    switches = [f"engine.offload_{name}={device}" for name, device in where.items()]
+    if where["parameters"] == "nvme":  # else the first 1e9 elements stay in memory
+        (place / "ds.json").write_text(json.dumps({"zero_optimization": {"offload_param": {"max_in_cpu": 0}}}))
+        switches.append(f"engine.config_file={place / 'ds.json'}")
+    config = configured(reference.directory, *ZERO[3], *large, *switches, f"engine.nvme_path={place / 'files'}")
+    begun = run_leg(Leg(config, 2, 0, 3, poisoned=1), place / "begun")
+    assert sum(file.stat().st_size for file in (place / "files").rglob("*.swp")) > 2**20
+    resumed = run_leg(Leg(config, 2, 3, 6, resume=place / "begun" / "step-00000003"), place / "resumed")
+    for key in ("loss", "grad_norm"):
+        assert difference(begun + resumed, alone, key) <= MOST
+    ours, theirs = (open_checkpoint(where / "step-00000006") for where in (place / "resumed", place / "alone"))
+    for name in theirs.tensors:
+        assert_close(ours, theirs, name, 1e-3)
+
+
 @pytest.mark.slow
 def test_compiled_blocks_do_what_others_do(reference: Reference) -> None:
     config = configured(reference.directory, *ZERO[2], "engine.compile=true")
