@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import warnings
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ def import_deepspeed(device_type: str, local_rank: int) -> ModuleType:
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
     deepspeed = importlib.import_module("deepspeed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    no_deprecations()
     no_compilation_at_start(deepspeed)
     return deepspeed
 
@@ -27,6 +29,11 @@ def no_compilation_at_start(deepspeed: ModuleType) -> None:
     inside of one machine. Marked as one that cannot be built, it is left out and torch.distributed does the work.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def no_deprecations() -> None:
+    """Keep torch 2.13 from warning, in every step, of the names by which DeepSpeed 0.19.8 calls its collectives."""
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
 def groups_wait_no_longer(seconds: float) -> None:
