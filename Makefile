@@ -8,13 +8,14 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test prove prove-reduced bench lint format
+.PHONY: help setup quickstart test prove prove-five prove-reduced bench lint format
 help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
-	@echo "make prove       102 layouts against one process, in float64"
+	@echo "make prove       111 layouts against one process, in float64"
 	@echo "make prove-reduced  14 of them, for CI"
+	@echo "make prove-five  all five axes at once: 32 processes, 5 GB"
 	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
@@ -43,6 +44,10 @@ test: $(INSTALLED)
 
 prove: $(INSTALLED)
 	$(VENV)/bin/python -m llama_train.prove experiment=quickstart prove.matrix=full
+
+FIVE = pipeline data_replicate data_shard context tensor
+prove-five: $(INSTALLED)
+	$(VENV)/bin/python -m llama_train.prove experiment=quickstart $(FIVE:%=layout.%=2) prove.ranks=32
 
 prove-reduced: $(INSTALLED)
 	$(VENV)/bin/python -m llama_train.prove experiment=quickstart prove.matrix=reduced

@@ -8,6 +8,7 @@ Hydra's own flags (`--cfg job --resolve`, `--multirun`, `--info`, `--help`) go t
 
 import contextlib
 import copy
+import errno
 import hashlib
 import os
 import re
@@ -29,7 +30,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from llama_foundation.errors import ConfigError, UserError
+from llama_foundation.errors import ConfigError, RunError, UserError
 from llama_foundation.explain import explain, optional_section
 
 _PACKAGED = Path(__file__).parent / "configs"
@@ -38,6 +39,7 @@ CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf
 
 Schema = TypeVar("Schema")
 _LONGEST_SUFFIX = 150  # characters; file systems stop at 255 for a whole file name
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
 _HYDRA_SETTINGS = {
@@ -91,7 +93,7 @@ def main(entry: str, schema: type[Schema], command: Callable[[Schema], int | Non
         if any(argument.startswith("--experimental-rerun") for argument in arguments):
             raise ConfigError("--experimental-rerun loads a pickle, which can run code; give the overrides instead")
         if not any(argument.startswith("-") for argument in arguments):
-            return command(compose(entry, schema, arguments)) or 0
+            return _called(command, compose(entry, schema, arguments))
         return _through_hydra(entry, schema, command, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -158,6 +160,19 @@ def _typed(composed: Any, schema: type) -> Any:
         raise ConfigError(explain(error, schema)) from error
 
 
+def _called(command: Callable[[Schema], int | None], config: Schema) -> int:
+    """Return the exit status of `command(config)`; a disk that takes no more is the user's to mend."""
+    try:
+        return command(config) or 0
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise RunError(
+            f"{error.filename or 'a file'} cannot be written: {error.strerror}. What was finished before is kept: make "
+            "room, and run the same command again"
+        ) from error
+
+
 def _through_hydra(
     entry: str, schema: type[Schema], command: Callable[[Schema], int | None], arguments: list[str]
 ) -> int:
@@ -184,7 +199,7 @@ def _through_hydra(
                 if hasattr(config, "name"):
                     config.name = f"{config.name}-{label}" if label else config.name
                 print(f"job {HydraConfig.get().job.num}: {label}", file=sys.stderr)
-            status = max(status, command(config) or 0)
+            status = max(status, _called(command, config))
         except UserError as error:
             print(f"error: {label and label + ': '}{error}", file=sys.stderr)
             status = max(status, error.exit_code)

@@ -55,6 +55,10 @@ def publish(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         fsync_directory(path.parent)
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)  # a failed write does not say of what
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

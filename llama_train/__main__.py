@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError, UserError
 from llama_foundation.files import publish_text
-from llama_train.agreement import agree, difference, software
+from llama_train.agreement import agree, difference, other_command, software
 from llama_train.config import TrainConfig
 from llama_train.environment import environment_rank, local_world_size
 from llama_train.survive.lock import RunLock
@@ -68,9 +68,11 @@ def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> i
     from llama_train.parallel.float8 import check_float8
     from llama_train.parallel.overlap import check_async_tensor_parallel
     from llama_train.parallel.resolve import check_nodes, resolve_layout
+    from llama_train.parallel.ring import check_ring
 
     check_float8(config.engine, config.model, config.cluster.device)
     check_async_tensor_parallel(config.engine, config.cluster.device)
+    check_ring(config)
     check_nodes(resolve_layout(config, size), config.cluster.processes_per_node or local_world_size())
     files = check_engine(config, size)
     directory = Path(config.output) / config.name
@@ -80,7 +82,7 @@ def _lead(config: TrainConfig, store: dist.Store, size: int, verdict: dict) -> i
         for name, text in files.items():
             publish_text(directory / name, text)
         verdict |= {"config": str(directory / "config.yaml"), "fingerprint": compose.fingerprint(config)}
-        verdict |= {"software": software()}
+        verdict |= {"software": software(), "arguments": sys.argv[1:]}
         store.set("verdict", json.dumps(verdict))
         try:
             agree(store, 0, size, None, MEETING_SECONDS)
@@ -98,6 +100,10 @@ def _follow(store: dist.Store, rank: int, size: int) -> int:
     problem = difference(software(), verdict["software"])
     if problem is not None:
         problem = f"rank {rank} ({platform.node()}) runs {problem} of rank 0; install the same on every node"
+    elif (other := other_command(sys.argv[1:], verdict["arguments"])) is not None:
+        problem = (
+            f"rank {rank} ({platform.node()}) was started with {other} of rank 0; give every rank the same command"
+        )
     config: TrainConfig | None = None
     try:
         config = _read_config(Path(verdict["config"]), verdict["fingerprint"], rank)

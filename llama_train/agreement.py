@@ -33,6 +33,17 @@ def difference(mine: dict[str, str], leading: dict[str, str]) -> str | None:
     return ", ".join(f"{name} {mine.get(name)} instead of {leading[name]}" for name in names) or None
 
 
+def other_command(mine: list[str], leading: list[str]) -> str | None:
+    """Return which arguments this process got and rank 0 did not, and the other way round; None if they are the same.
+
+    Only rank 0's are used: others would be lost without a word. Their order is left to those who start.
+    """
+    if sorted(mine) == sorted(leading):
+        return None
+    own, others = (" ".join(set(a) - set(b)) or "fewer" for a, b in ((mine, leading), (leading, mine)))
+    return f"{own} instead of {others}"
+
+
 def agree(store: dist.Store, rank: int, size: int, problem: str | None, timeout_seconds: float) -> None:
     """Wait for all ranks to compare themselves with rank 0; every rank calls it.
 

@@ -199,6 +199,7 @@ class ContextMethod(Enum):
 
     all_gather = "all_gather"  # gathers K and V; sequences are cut head to tail (Llama Team 2024, section 3.3.2)
     ulysses = "ulysses"  # exchanges heads for tokens (Jacobs et al. 2023); needs as many KV heads as ranks
+    ring = "ring"  # K and V travel from rank to rank (Liu et al. 2023); no document masks
 
 
 @dataclass

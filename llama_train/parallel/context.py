@@ -1,11 +1,12 @@
 """Context parallelism: a sequence is cut over ranks, and attention sees all of it.
 
 Everything but attention works on single tokens, so each rank takes its own through the model, and FSDP2 sums the
-gradients of all. For attention there are two ways:
+gradients of all. For attention there are three ways:
 
 - all-gather (Llama Team 2024, section 3.3.2): every rank gathers K and V and computes its own queries. A causal query
   sees the more keys the later it is, so a sequence is cut into 2c pieces and rank i gets pieces i and 2c-1-i.
 - Ulysses (Jacobs et al. 2023): an all-to-all gives every rank all tokens of some heads; another gives them back.
+- ring (`ring.py`): K and V travel from rank to rank, of sequences cut as for the all-gather.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from llama_train.model.attention import Mask, attention, repeated
 from llama_train.model.llama import Llama
 from llama_train.parallel.collectives import exchanged, gathered
 from llama_train.parallel.layout import Layout
+from llama_train.parallel.ring import Ring
 
 
 def own_tokens(length: int, layout: Layout, rank: int | None = None) -> torch.Tensor:
@@ -43,6 +45,8 @@ def apply_context_parallel(model: Llama, layout: Layout, group: dist.ProcessGrou
         return
     if layout.config.context_method is ContextMethod.ulysses:
         attend: Callable[..., torch.Tensor] = _Ulysses(layout.context, group)
+    elif layout.config.context_method is ContextMethod.ring:
+        attend = Ring(layout.context, layout.place["context"], group)
     else:
         all_keys = _AllGather(layout, group)
         attend = all_keys

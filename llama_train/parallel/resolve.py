@@ -128,10 +128,17 @@ def _check_context(config: TrainConfig, layout: Layout) -> None:
                 f"rank has {model.heads // tensor} heads and {kv_heads} KV heads; use layout.context="
                 f"{_one_of(_divisors(math.gcd(model.heads // tensor, kv_heads)))}, or context_method=all_gather"
             )
-    elif config.engine.attention in (AttentionName.varlen, AttentionName.flex):
+        return
+    method = layout.config.context_method
+    if method is ContextMethod.ring and config.data.document_masks:
+        raise ConfigError(
+            "layout.context_method=ring: the fused kernels whose parts can be put together take no document masks; "
+            "use layout.context_method=all_gather, or data.document_masks=false"
+        )
+    if config.engine.attention in (AttentionName.varlen, AttentionName.flex):
         raise ConfigError(
             f"engine.attention={config.engine.attention.name} has no form for queries of a part of the sequence; use "
-            "engine.attention=sdpa with layout.context_method=all_gather, or layout.context_method=ulysses"
+            f"engine.attention=sdpa with layout.context_method={method.name}, or layout.context_method=ulysses"
         )
 
 

@@ -76,7 +76,8 @@ def choose(config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
     """Return the shrunk configuration, the cases, and what people must know of what is not proven.
 
     Raises:
-        ConfigError: the engine cannot do this, or the fault that is to be planted changes nothing in any of the cases.
+        ConfigError: the engine cannot do this, the layout does not fit the configuration, or the fault that is to be
+            planted changes nothing in any of the cases.
     """
     settings = config.prove
     training = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
@@ -84,9 +85,10 @@ def choose(config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
         small, cases, notes = _choose_zero(training, config)
         more = []
     elif settings.matrix is Matrix.own:
-        layouts, notes = shrink_layout(config.layout)
+        layouts, notes = shrink_layout(config.layout, settings.ranks)
         small, more = shrink(training, room_of(layouts, training), config.precision)
         cases = own_cases(layouts)
+        _check(small, cases)
     else:
         small, notes = shrink(training, ROOM, config.precision)
         more = _compile_seldom(small)
@@ -124,6 +126,17 @@ def _compile_seldom(small: TrainConfig) -> list[str]:
         return []
     small.engine.compile = False
     return ["engine.compile: only in the cases that say so, for it takes half a minute each"]
+
+
+def _check(small: TrainConfig, cases: list[Case]) -> None:
+    """Refuse a layout that does not fit here, and not in every process of its proof."""
+    from llama_train.parallel.resolve import resolve_layout
+
+    for case in cases:
+        data = dataclasses.replace(small.data, **case.variant.data)
+        for part in case.parts:
+            layout = dataclasses.replace(small.layout, **part.layout)
+            resolve_layout(dataclasses.replace(small, data=data, layout=layout), part.world)
 
 
 def _tied(case: Case, small: TrainConfig) -> bool:

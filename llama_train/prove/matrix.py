@@ -30,6 +30,7 @@ _OFFLOAD = {"offload": True}
 
 P, R, S, C, T = ({axis: 2} for axis in AXES)
 ULYSSES = C | {"context_method": ContextMethod.ulysses}
+RING = C | {"context_method": ContextMethod.ring}
 GPIPE = P | {"pipeline_schedule": PipelineSchedule.gpipe}
 INTERLEAVED = P | {"pipeline_schedule": PipelineSchedule.interleaved, "stages_per_rank": 2}
 ZERO_BUBBLE = P | {"pipeline_schedule": PipelineSchedule.interleaved_zero_bubble, "stages_per_rank": 2}
@@ -50,6 +51,7 @@ def full_cases(config: TrainConfig) -> list[Case]:
         config: the shrunk one: the variants turn some of its switches.
     """
     tied, masks = turned(config)
+    unmasked = masks if config.data.document_masks else Variant()
     return [
         *(_case(layout) for layout in _sums(1)),
         *(_case(layout) for layout in _sums(2)),
@@ -62,6 +64,7 @@ def full_cases(config: TrainConfig) -> list[Case]:
         # Methods of context.
         *(_case(layout) for layout in (ULYSSES, ULYSSES | S, ULYSSES | T, ULYSSES | P, ULYSSES | P | T)),
         *(_case(layout, variant=masks) for layout in (C, ULYSSES, C | P, C | T)),
+        *(_case(layout, variant=unmasked) for layout in (RING, RING | S, RING | T, RING | P, RING | P | T)),
         # When FSDP2 reduces, frees and offloads.
         *(_case(layout, _ONCE, "once") for layout in (S, R | S, P | S)),
         _case(S, {"reshard_after_forward": Reshard.never}, "reshard never"),
@@ -84,7 +87,7 @@ def full_cases(config: TrainConfig) -> list[Case]:
             for layout in (T, S | T, P | T, {"tensor": 4})
         ),
         # Switches of the engine.
-        *_switched(config),
+        *_switched(config, unmasked),
         *_resumed(),
         *(_case(layout) for layout in _sums(3)),
     ]
@@ -143,7 +146,7 @@ def turned(config: TrainConfig) -> tuple[Variant, Variant]:
     )
 
 
-def _switched(config: TrainConfig) -> list[Case]:
+def _switched(config: TrainConfig, unmasked: Variant) -> list[Case]:
     full = {"activation_checkpointing": ActivationCheckpointing.full}
     selective = {"activation_checkpointing": ActivationCheckpointing.selective}
     chunk = other_loss_chunk(config)
@@ -151,7 +154,8 @@ def _switched(config: TrainConfig) -> list[Case]:
         *(_case(layout, full, "recompute full") for layout in (S | T, C | T, P | S, ZERO_BUBBLE_V)),
         *(_case(layout, selective, "recompute selective") for layout in (S | T, C)),
         *(_case(layout, *chunk) for layout in (T, P | S, DUAL_PIPE_V)),
-        *(_case(layout, {"compile": True}, "compile") for layout in (S, S | T)),
+        *(_case(layout, {"compile": True}, "compile") for layout in (S, S | T, P, C, ULYSSES)),
+        _case(RING, {"compile": True}, "compile", unmasked),
     ]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_foundation.errors import RunError
-from llama_train.config import ActivationCheckpointing, AttentionName, EngineName, Precision, TrainConfig
+from llama_train.config import ActivationCheckpointing, AttentionName, ContextMethod, EngineName, Precision, TrainConfig
 from llama_train.prove.case import BATCH_SIZE, NATIVE, Case, Variant, part
 from llama_train.prove.harness import FLOAT64, Differences, compare, make_shards, results, run_case
 from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS
@@ -141,12 +141,18 @@ def _reference(
 
 
 def _on_device(config: TrainConfig, case: Case) -> TrainConfig:
-    """Return `config` with the device that has room for the case: CUDA where there are as many as ranks."""
+    """Return `config` with the device that has room for the case: CUDA where there are as many as ranks.
+
+    A ring outside of bf16 is left to the CPU: CUDA has no kernel for it.
+    """
     asked, device = config.cluster.device, "cpu"
     if asked != "cpu":
         import torch
 
-        if torch.cuda.device_count() >= case.world:
+        rings = any(part.layout.get("context_method") is ContextMethod.ring for part in case.parts)
+        if rings and config.engine.precision is not Precision.bf16:
+            device = "cpu"
+        elif torch.cuda.device_count() >= case.world:
             device = "cuda"
         elif asked == "cuda":
             raise RunError(

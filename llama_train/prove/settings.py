@@ -5,6 +5,7 @@ from enum import Enum
 
 from llama_foundation.errors import ConfigError
 from llama_train.config import EngineName, Precision, TrainConfig
+from llama_train.prove.shrink import MOST_RANKS
 from llama_train.prove.stretch import FAULTS
 
 
@@ -21,6 +22,7 @@ class ProveSettings:
     """What to prove and how to say it."""
 
     matrix: Matrix = Matrix.own
+    ranks: int = MOST_RANKS  # prove.matrix=own: most processes of a case; 32 run five axes together
     precision: Precision | None = None  # fp32 and bf16 are held against a spread; null: fp64, fp32 for DeepSpeed
     json: bool = False  # print one JSON object instead of a table
     table: str | None = None  # write the table to this file too, as Markdown
@@ -35,6 +37,8 @@ class ProveConfig(TrainConfig):
 
     def check(self) -> None:
         super().check()
+        if self.prove.ranks < 2:
+            raise ConfigError(f"prove.ranks={self.prove.ranks} must be at least 2; 8 run three axes together")
         if self.prove.fault is not None and self.prove.fault not in FAULTS:
             raise ConfigError(f"prove.fault={self.prove.fault} is not known; use one of {', '.join(FAULTS)}")
         if self.engine.name is EngineName.deepspeed and self.prove.precision is Precision.fp64:

@@ -82,20 +82,22 @@ def shrink(config: TrainConfig, room: Room, precision: Precision = Precision.fp6
     return small, notes
 
 
-def shrink_layout(layout: LayoutConfig) -> tuple[list[LayoutConfig], list[str]]:
-    """Return the layouts of at most 8 ranks that stand for `layout`, and what was not run together.
+def shrink_layout(layout: LayoutConfig, most_ranks: int = MOST_RANKS) -> tuple[list[LayoutConfig], list[str]]:
+    """Return the layouts of at most `most_ranks` ranks that stand for `layout`, and what was not run together.
 
     Every axis above 1 (and data_shard=-1, which is open) becomes 2. Of four or five such axes, all sets of three are
-    run.
+    run with 8 ranks, of five all sets of four with 16.
     """
     used = [axis for axis in AXES if getattr(layout, axis) != 1]
     small = replace(layout, **dict.fromkeys(used, 2), **{axis: 1 for axis in AXES if axis not in used})
     small = _shrink_stages(small, layout)
-    if len(used) <= 3:
+    fit = most_ranks.bit_length() - 1
+    if len(used) <= fit:
         return [small], []
-    sets = list(itertools.combinations(used, 3))
+    sets = list(itertools.combinations(used, fit))
     together = " × ".join(used)
-    notes = [f"{together}: not run all together ({2 ** len(used)} ranks), but all {len(sets)} sets of three of them"]
+    ranks = f"{2 ** len(used)} ranks; prove.ranks={most_ranks}"
+    notes = [f"{together}: not run all together ({ranks}), but all {len(sets)} sets of {fit} of them"]
     return [_without(small, [axis for axis in used if axis not in kept]) for kept in sets], notes
 
 

@@ -188,10 +188,13 @@ sys.exit(main())
 def test_a_disk_that_refuses_to_write_is_an_error_and_the_next_run_goes_on(directory, reference, tmp_path):
     output = tmp_path / "out"
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, "-c", LIMITED, "5000", *overrides(directory, output, "workers=1")]
-    refused = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert refused.returncode == 3, refused.stderr
-    assert re.search(r"error: .*File too large.*run the same command again", refused.stderr)
+    for limit, finished in ("500", False), ("12000", True):  # not even the settings; a part of the blocks
+        command = [sys.executable, "-c", LIMITED, limit, *overrides(directory, output, "workers=1")]
+        refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert refused.returncode == 3, refused.stderr
+        assert re.search(r"error: .*File too large.*run the same command again", refused.stderr)
+        assert "Traceback" not in refused.stderr
+        assert bool(commits(output)) is finished
     before = commits(output)
     assert before
     killed = output / ".work" / "write-0" / ".000000-ab.17.partial"  # what kill -9 leaves in the middle of a shard

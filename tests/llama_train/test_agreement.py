@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from llama_foundation.errors import RunError
 from llama_train import agreement
-from llama_train.agreement import agree, difference, software
+from llama_train.agreement import agree, difference, other_command, software
 from tests.llama_train.conftest import environment
 
 
@@ -56,6 +56,14 @@ def test_what_differs_is_said_with_both_versions() -> None:
     assert difference(mine, mine | {"torch": "2.11.0", "llama-train": "bb"}) == (
         "torch 2.13.0 instead of 2.11.0, llama-train aa instead of bb"
     )
+
+
+def test_other_arguments_are_said_in_whatever_order_they_come() -> None:
+    assert other_command(["a=1", "layout.tensor=2"], ["layout.tensor=2", "a=1"]) is None
+    assert other_command(["a=1", "layout.tensor=4"], ["a=1", "layout.tensor=2"]) == (
+        "layout.tensor=4 instead of layout.tensor=2"
+    )
+    assert other_command([], ["a=1"]) == "fewer instead of a=1"
 
 
 def test_any_change_of_the_source_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

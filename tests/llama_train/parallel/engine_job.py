@@ -38,6 +38,7 @@ class Case:
     layout: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
     tied: bool = False
+    documents: bool = True  # rows of several, which see only themselves
 
 
 @dataclass
@@ -74,7 +75,7 @@ def tiny(case: Case) -> TrainConfig:
     return TrainConfig(
         steps=STEPS,
         model=ModelConfig("tiny", VOCABULARY, 32, 5, 4, 2, 48, LENGTH, initial_std=0.1, tied_embeddings=case.tied),
-        data=DataConfig(shards="x", sequence_length=LENGTH, batch_size=ROWS),
+        data=DataConfig(shards="x", sequence_length=LENGTH, batch_size=ROWS, document_masks=case.documents),
         optimizer=OptimizerConfig(learning_rate=1e-2, max_grad_norm=0.5),
         layout=LayoutConfig(**case.layout),
         engine=EngineConfig(precision=Precision.fp64, **{"loss_chunk": 5, "timeout_seconds": 250.0, **case.engine}),
@@ -82,8 +83,8 @@ def tiny(case: Case) -> TrainConfig:
     )
 
 
-def batch(step: int) -> MicroBatch:
-    """A whole batch: several documents in a row, one row without a label."""
+def batch(step: int, documents: bool = True) -> MicroBatch:
+    """A whole batch: several documents in a row unless they are not told apart, one row without a label."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=generator, dtype=torch.int32)
     labels = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=generator, dtype=torch.int32)
@@ -93,14 +94,17 @@ def batch(step: int) -> MicroBatch:
     first = torch.where(starts, torch.arange(LENGTH), 0).cummax(1).values
     labels[starts.roll(-1, 1)] = IGNORE
     labels[3] = IGNORE
+    if not documents:
+        return MicroBatch(tokens, labels, None, torch.arange(LENGTH, dtype=torch.int32).expand(ROWS, LENGTH))
     return MicroBatch(tokens, labels, document_ids, (torch.arange(LENGTH) - first).int())
 
 
 def part(whole: MicroBatch, rank: int, world: int, rows: int) -> list[MicroBatch]:
     """The micro-batches of a data-parallel rank."""
     share = ROWS // world
+    tensors = [getattr(whole, name) for name in whole.__dataclass_fields__]
     return [
-        MicroBatch(*(getattr(whole, name)[first : first + rows] for name in whole.__dataclass_fields__))
+        MicroBatch(*(None if tensor is None else tensor[first : first + rows] for tensor in tensors))
         for first in range(rank * share, (rank + 1) * share, rows)
     ]
 
@@ -130,7 +134,7 @@ def run_case(rank: int, size: int, case: Case) -> Seen:
     statistics = LayerStatistics(config.model, torch.device("cpu"), lambda: engine.chunks(optimizer=False))
     results = []
     for step in range(STEPS):
-        mine = part(batch(step), layout.data_rank, layout.data_world, layout.micro_batch_size)
+        mine = part(batch(step, case.documents), layout.data_rank, layout.data_world, layout.micro_batch_size)
         looks: dict[str, Any] = {}
         if step == 0:
             looks = {"look_at_gradients": lambda chunks: gradients.extend(map(rectangle, chunks))}
@@ -141,7 +145,7 @@ def run_case(rank: int, size: int, case: Case) -> Seen:
             }
         results.append(engine.step(mine, 1e-2, **looks))
     rows = layout.micro_batch_size
-    evaluated = engine.evaluate(part(batch(9), layout.data_rank, layout.data_world, rows))
+    evaluated = engine.evaluate(part(batch(9, case.documents), layout.data_rank, layout.data_world, rows))
     peers = Peers(make_request_group(layout, 250.0))
     requests = [Row(ids, 6, temperature=0.7 * (n % 2), seed=n) for n, ids in enumerate(PROMPTS)]
     scorer = Scorer(engine.model, LENGTH, Letters(), peers, batch_size=2)

@@ -16,14 +16,25 @@ SELECTIVE = {"activation_checkpointing": ActivationCheckpointing.selective}
 EVERY_N = {"activation_checkpointing": ActivationCheckpointing.every_n}
 KEPT = {"reshard_after_forward": Reshard.never, "reduce_gradients": ReduceGradients.once}
 
-REFERENCE = {tied: Case({"micro_batch_size": 8}, {"loss_chunk": 0}, tied=tied) for tied in (False, True)}
+RING = {"context": 2, "context_method": ContextMethod.ring}
+
+REFERENCE = {
+    (tied, documents): Case({"micro_batch_size": 8}, {"loss_chunk": 0}, tied=tied, documents=documents)
+    for tied, documents in ((False, True), (True, True), (False, False))
+}
 CASES = {
     "tensor 4, KV heads replicated": Case({"tensor": 4, "replicate_kv_heads": True, "micro_batch_size": 2}),
     "tensor 2, context 2": Case({"tensor": 2, "context": 2}, FULL),
-    "tensor 2, Ulysses 2, no pieces of the loss": Case(
-        {"tensor": 2, "context": 2, "context_method": ContextMethod.all_gather}, {"loss_chunk": 0, **KEPT}, tied=True
+    "tensor 2, context 2, no pieces of the loss": Case(
+        {"tensor": 2, "context": 2}, {"loss_chunk": 0, **KEPT}, tied=True
     ),
     "Ulysses 2, shard 2": Case({"context": 2, "context_method": ContextMethod.ulysses}, SELECTIVE),
+    "ring 2, tensor 2": Case(RING | {"tensor": 2}, SELECTIVE, documents=False),
+    "pipeline 2, ring 2, zero bubble V": Case(
+        RING | {"pipeline": 2, "pipeline_schedule": PipelineSchedule.zero_bubble_v, "stages_per_rank": 2},
+        FULL,
+        documents=False,
+    ),
     "replicate 2, tensor 2, in host memory": Case({"data_replicate": 2, "tensor": 2}, {"offload": True}),
     "shard 2, tensor 2, reduced once": Case({"tensor": 2, "micro_batch_size": 2}, {**EVERY_N, **KEPT}, tied=True),
     "pipeline 4, uneven": Case({"pipeline": 4, "layers_per_stage": [1, 1, 2, 1]}, SELECTIVE, tied=True),
@@ -54,9 +65,13 @@ def seen() -> dict[str, list[Seen]]:
 
 
 @pytest.fixture(scope="module")
-def one() -> dict[bool, Seen]:
+def one() -> dict[tuple[bool, bool], Seen]:
     (alone,) = in_world(run, 1, 1, REFERENCE)
     return alone
+
+
+def of_one(name: str, one: dict[tuple[bool, bool], Seen]) -> Seen:
+    return one[CASES[name].tied, CASES[name].documents]
 
 
 def whole(ranks: list[list[tuple]]) -> dict[str, np.ndarray]:
@@ -88,7 +103,7 @@ def assert_close(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], rel
 
 @pytest.mark.parametrize("name", CASES)
 def test_loss_gradients_and_weights_are_those_of_one_process(name: str, seen: dict, one: dict) -> None:
-    ranks, reference = seen[name], one[CASES[name].tied]
+    ranks, reference = seen[name], of_one(name, one)
     for rank in ranks:
         assert rank.losses == pytest.approx(reference.losses, abs=1e-12)
         assert rank.norms == pytest.approx(reference.norms, rel=1e-10)
@@ -98,14 +113,14 @@ def test_loss_gradients_and_weights_are_those_of_one_process(name: str, seen: di
 
 @pytest.mark.parametrize("name", CASES)
 def test_held_out_loss_is_that_of_one_process(name: str, seen: dict, one: dict) -> None:
-    loss, tokens = one[CASES[name].tied].evaluated
+    loss, tokens = of_one(name, one).evaluated
     for rank in seen[name]:
         assert rank.evaluated == (pytest.approx(loss, rel=1e-9), tokens)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_rank_gives_the_logits_answers_and_texts_of_one_process(name: str, seen: dict, one: dict) -> None:
-    reference = one[CASES[name].tied]
+    reference = of_one(name, one)
     for rank in seen[name]:
         np.testing.assert_allclose(rank.logits, reference.logits, rtol=0, atol=1e-8)
         assert rank.generated == reference.generated
@@ -117,7 +132,7 @@ def test_every_rank_gives_the_logits_answers_and_texts_of_one_process(name: str,
 
 @pytest.mark.parametrize("name", CASES)
 def test_statistics_of_parameters_and_layers_are_those_of_one_process(name: str, seen: dict, one: dict) -> None:
-    parameters, layers = one[CASES[name].tied].statistics
+    parameters, layers = of_one(name, one).statistics
     for rank in seen[name]:
         ours, by_layer = rank.statistics
         assert ours.keys() == parameters.keys()
@@ -149,9 +164,15 @@ def test_a_bubble_is_measured_where_there_is_a_pipeline(name: str, seen: dict) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}, {"context": 2}], ids=str)
-def test_compiled_blocks_compute_the_same(layout: dict[str, int], one: dict) -> None:
-    compiled = Case({**layout, "micro_batch_size": 2}, {"compile": True})
+@pytest.mark.parametrize(
+    "layout",
+    [{"tensor": 2}, {"pipeline": 2}, {"context": 2}, {"context": 2, "context_method": ContextMethod.ulysses}, RING],
+    ids=str,
+)
+def test_compiled_blocks_compute_the_same(layout: dict[str, Any], one: dict) -> None:
+    documents = layout is not RING
+    compiled = Case({**layout, "micro_batch_size": 2}, {"compile": True}, documents=documents)
     ranks = [rank["compiled"] for rank in in_world(run, 2, 2, {"compiled": compiled})]
-    assert ranks[0].losses == pytest.approx(one[False].losses, abs=1e-12)
-    assert_close(whole([r.gradients for r in ranks]), whole([one[False].gradients]), 1e-10)
+    reference = one[False, documents]
+    assert ranks[0].losses == pytest.approx(reference.losses, abs=1e-12)
+    assert_close(whole([r.gradients for r in ranks]), whole([reference.gradients]), 1e-10)

@@ -8,6 +8,8 @@ import pytest
 from llama_train.config import ContextMethod, LayoutConfig
 from llama_train.parallel.context import own_tokens
 from llama_train.parallel.layout import AXES, Layout
+from tests.llama_train.parallel.groups_job import SECONDS, wait_for_rank_0
+from tests.llama_train.parallel.worlds import in_world
 
 # 2 pipeline × 1 replica × 3 shards × 1 context × 2 tensor: ranks 0 to 5 are the first pipeline stage.
 TWELVE = {"data_replicate": 1, "data_shard": 3, "micro_batch_size": 1, "pipeline": 2, "tensor": 2}
@@ -63,3 +65,25 @@ def test_head_to_tail_every_rank_sees_as_many_keys() -> None:
     assert len(set(work)) == 1
     uneven = [sum(token + 1 for token in part) for part in sequence_parts(ContextMethod.ulysses, 64, 4)]
     assert len(set(uneven)) == 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "with_rank_0"),
+    [
+        (
+            {"pipeline": 2, "tensor": 2},
+            [set(), {"tensor"}, {"pipeline", "ends"}, set()],
+        ),
+        (
+            {"data_replicate": 2, "context": 2},
+            [set(), {"context", "shard"}, {"replicate", "requests"}, set()],
+        ),
+    ],
+    ids=["pipeline and tensor", "replicas and context"],
+)
+def test_every_group_of_a_mesh_gives_up_when_the_run_says_so(sizes: dict, with_rank_0: list[set[str]]) -> None:
+    # torch's own meshes wait 30 minutes, whatever the run's timeout is.
+    ranks = in_world(wait_for_rank_0, 4, sizes, seconds=60)
+    assert [set(waited) for waited in ranks] == with_rank_0
+    for waited in ranks:
+        assert all(0.9 * SECONDS < seconds < SECONDS + 10 for seconds in waited.values())

@@ -110,6 +110,12 @@ def test_kv_heads_may_be_replicated_by_name() -> None:
             r"attention=flex .* use engine\.attention=sdpa",
         ),
         ({"context": 2}, {"attention": AttentionName.varlen}, 48, r"engine\.attention=varlen has no form"),
+        (
+            {"context": 2, "context_method": ContextMethod.ring},
+            {},
+            48,
+            r"context_method=ring: .* no document masks; use .*all_gather, or data\.document_masks=false",
+        ),
     ],
 )
 def test_context_ranks_must_divide_sequences_and_heads(layout: dict, engine: dict, length: int, said: str) -> None:

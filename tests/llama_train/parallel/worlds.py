@@ -62,6 +62,7 @@ def _be_rank(
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    faulthandler.enable()  # a rank that crashes says where
     faulthandler.dump_traceback_later(seconds, exit=True)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
     store = dist.FileStore(str(Path(directory) / "meeting"), size)

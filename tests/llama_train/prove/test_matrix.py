@@ -6,6 +6,7 @@ import itertools
 import pytest
 
 from llama_foundation import compose
+from llama_foundation.errors import ConfigError
 from llama_train.config import ContextMethod, PipelineSchedule
 from llama_train.parallel.resolve import resolve_layout
 from llama_train.prove.__main__ import choose
@@ -31,6 +32,10 @@ def cases(*overrides: str) -> list[Case]:
         ["model=3m", "layout.pipeline=4", "layout.stages_per_rank=3", "layout.pipeline_schedule=interleaved"],
         ["model=3m", "layout.pipeline=2", "layout.layers_per_stage=[1,3]", "layout.context=4", "layout.tensor=2"],
         ["model=llama3_70b", "layout.tensor=16", "layout.replicate_kv_heads=true"],
+        [
+            *("model=3m", "layout.data_replicate=2", "layout.data_shard=2", "layout.pipeline=2"),
+            *("layout.pipeline_schedule=zero_bubble_v", "layout.stages_per_rank=2"),
+        ],
         ["model=3m", "layout.context=2", "layout.context_method=ulysses", "layout.tensor=2", "layout.data_shard=2"],
     ],
 )
@@ -90,3 +95,15 @@ def test_with_fewer_steps_resumptions_are_left_out_and_named() -> None:
     _, found, notes = choose(config)
     assert {case.parts[-1].last for case in found} == {5}
     assert notes == ["not run, for only 5 steps are compared: shard2 → 1 process"]
+
+
+def test_a_layout_that_does_not_fit_is_refused_before_anything_runs() -> None:
+    asked = [*GIVEN, "model=tiny", "layout.context=2", "layout.context_method=ring", "data.document_masks=true"]
+    with pytest.raises(ConfigError, match=r"context_method=ring: .* no document masks"):
+        choose(compose.compose("prove", ProveConfig, asked))
+
+
+def test_five_axes_run_together_where_so_many_ranks_may() -> None:
+    axes = [f"layout.{axis}=2" for axis in AXES]
+    for ranks, worlds in ((8, {1, 8}), (16, {1, 16}), (32, {1, 32})):
+        assert {case.world for case in cases("model=tiny", *axes, f"prove.ranks={ranks}")} == worlds
