@@ -167,7 +167,8 @@ class DeepSpeedEngine:
     def _gradient_norm(self) -> float:
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for chunk in self._gradient_chunks():
-            squares += torch.linalg.vector_norm(chunk.tensor, dtype=torch.float64).to(self.device) ** 2
+            rows = torch.linalg.vector_norm(chunk.tensor, dim=-1)  # as in the native engine
+            squares += rows.double().square().sum().to(self.device)
         dist.all_reduce(squares)
         return math.sqrt(float(squares))
 
