@@ -162,7 +162,7 @@ def test_what_lies_on_nvme_is_updated_saved_and_resumed(reference: Reference, of
         pytest.skip("no libaio")
     place = reference.directory / f"nvme-{offloaded}"
     (place / "files").mkdir(parents=True)
-    large = ["model.vocab_size=9001", "layout.micro_batch_size=2"]
+    large = ["model.vocab_size=20001", "layout.micro_batch_size=2"]
     alone = run_leg(Leg(configured(reference.directory, *large), 1, 0, 6), place / "alone")
     where = {"optimizer": "cpu", "parameters": "cpu"}
     where |= dict.fromkeys(where if offloaded == "both" else [offloaded], "nvme")
