@@ -2,20 +2,23 @@
 
     python -m benchmarks.engines
     python -m benchmarks.engines --processes 8 --rounds 3 experiment=llama3_8b engine.precision=bf16 data.shards=DIR
-    python -m benchmarks.engines --rounds 1 --steps 60 --plot docs/engines.svg
+    python -m benchmarks.engines --plot docs/engines.svg --runs native=runs/native ZeRO-3=runs/zero3
 
 Runs of `llama-train` take turns (A B C A B C), each started anew by torchrun on this machine; a figure is the median of
 the rounds' medians over the steps after the first. Memory is the highest of rank 0: on CUDA what was allocated there,
-elsewhere all that was resident, libraries included. What follows the options is passed to every run.
+elsewhere all that was resident, libraries included. What follows the options is passed to every run. With --runs
+nothing is run: the losses of runs that are there are drawn over each other, the first one's for comparison.
 """
 
 import argparse
+import datetime
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +53,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="how often each engine is run")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of a run")
     parser.add_argument("--plot", type=Path, help="an SVG of the curves")
+    parser.add_argument("--runs", nargs="+", metavar="NAME=DIR", help="draw these runs' curves, and run nothing")
     parser.add_argument("overrides", nargs="*", help="of llama-train; without any, a tiny model on random documents")
     arguments = parser.parse_args()
+    if arguments.runs:
+        if arguments.plot is None:
+            parser.error("--runs needs --plot FILE")
+        runs = dict(each.split("=", 1) for each in arguments.runs)
+        losses = {name: [r["loss"] for r in history(Path(run) / "metrics.jsonl")] for name, run in runs.items()}
+        for name, apart in differences(losses).items():
+            print(f"{name}: {len(losses[name])} steps, at most {max(apart):.1e} apart in loss, {apart[-1]:.1e} at last")
+        plot(losses, arguments.plot)
+        return
     seen = {name: Seen() for name in CONTESTANTS}
     with tempfile.TemporaryDirectory(prefix="engines-") as temporary:
         overrides = arguments.overrides
@@ -68,7 +81,7 @@ def main() -> None:
                 seen[name].losses = [record["loss"] for record in records]
     show(seen)
     if arguments.plot is not None:
-        plot(seen, arguments.plot)
+        plot({name: one.losses for name, one in seen.items()}, arguments.plot)
 
 
 def train(overrides: list[str], run: Path, processes: int) -> list[dict[str, Any]]:
@@ -85,34 +98,43 @@ def train(overrides: list[str], run: Path, processes: int) -> list[dict[str, Any
 def show(seen: dict[str, Seen]) -> None:
     """Print every engine's figures and their ratio to the native engine's."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{device}, torch {torch.__version__}")
-    print(f"{'engine':10} {'tokens/s':>10} {'ratio':>7} {'memory MiB':>11} {'ratio':>7} {'loss difference':>16}")
+    today = datetime.datetime.now(datetime.UTC).date()
+    print(f"{today}, {device}, torch {torch.__version__}, deepspeed {metadata.version('deepspeed')}")
+    print(
+        f"{'engine':8} {'tokens/s':>9} {'ratio':>6} {'of rounds':>14} {'MiB':>6} {'ratio':>6} {'loss difference':>16}"
+    )
     native = seen[NATIVE]
     for name, one in seen.items():
         speed, memory = statistics.median(one.speed), statistics.median(one.memory)
-        faster = statistics.median(a / b for a, b in zip(one.speed, native.speed, strict=True))
+        ratios = [a / b for a, b in zip(one.speed, native.speed, strict=True)]
+        faster, rounds = statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
         larger = statistics.median(a / b for a, b in zip(one.memory, native.memory, strict=True))
         apart = max(abs(a - b) for a, b in zip(one.losses, native.losses, strict=True))
-        print(f"{name:10} {speed:10.0f} {faster:7.2f} {memory / 2**20:11.0f} {larger:7.2f} {apart:16.1e}")
+        print(f"{name:8} {speed:9.0f} {faster:6.2f} {rounds:>14} {memory / 2**20:6.0f} {larger:6.2f} {apart:16.1e}")
 
 
-def plot(seen: dict[str, Seen], path: Path) -> None:
-    """Draw the losses over each other, and below how far each is from the native engine's."""
+def differences(losses: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return how far the losses of all but the first are from the first one's, for as many steps as both have."""
+    (_, first), *others = losses.items()
+    return {name: [abs(a - b) for a, b in zip(values, first, strict=False)] for name, values in others}
+
+
+def plot(losses: dict[str, list[float]], path: Path) -> None:
+    """Draw the losses over each other, and below how far each is from the first one's."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "engines"}):
         figure = Figure(figsize=(7, 5), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        native = seen[NATIVE].losses
-        for (name, one), width in zip(seen.items(), (6, 4, 2.5, 1), strict=True):
-            steps = range(1, len(one.losses) + 1)
-            above.plot(steps, one.losses, label=name, linewidth=width)
-            if name != NATIVE:
-                below.plot(steps, [abs(a - b) for a, b in zip(one.losses, native, strict=True)], label=name)
+        for number, (name, values) in enumerate(losses.items()):
+            width = 1 + 1.5 * (len(losses) - 1 - number)
+            above.plot(range(1, len(values) + 1), values, label=name, linewidth=width, color=f"C{number}")
+        for number, (name, apart) in enumerate(differences(losses).items(), start=1):
+            below.plot(range(1, len(apart) + 1), apart, label=name, linewidth=1, color=f"C{number}")
         above.set_ylabel("loss")
         above.legend()
-        below.set_ylabel("difference to native")
+        below.set_ylabel(f"difference to {next(iter(losses))}")
         below.set_yscale("log")
         below.set_xlabel("optimizer step")
         figure.savefig(path, metadata={"Date": None})

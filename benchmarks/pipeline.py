@@ -38,6 +38,7 @@ from data_pipeline.filters.c4 import C4
 from data_pipeline.filters.fineweb import FineWeb
 from data_pipeline.filters.gopher_quality import GopherQuality
 from data_pipeline.filters.gopher_repetition import GopherRepetition
+from data_pipeline.filters.language import Language, LanguageMode
 from data_pipeline.read import plan
 
 PARTITION_BYTES = 32 * 1024 * 1024
@@ -92,10 +93,13 @@ def _read(folder: Path, file: Path) -> Iterator[Block]:
 
 
 def one_stage(name: str) -> Callable[[Path], tuple[float, int]]:
-    """Return a contestant that takes documents that were read through one stage with its default settings."""
+    """Return a contestant that takes documents that were read through one stage with its default settings.
+
+    Languages are looked for in every document, whatever the file says they are.
+    """
+    settings = getattr(PipelineConfig(name="", stages=[], language=Language(mode=LanguageMode.always)), name)
 
     def run(file: Path) -> tuple[float, int]:
-        settings = getattr(PipelineConfig(name="", stages=[]), name)
         milliseconds = kept = 0
         with tempfile.TemporaryDirectory() as directory:
             folder = Path(directory)

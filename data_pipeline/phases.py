@@ -17,7 +17,7 @@ from data_pipeline.report.statistics import StageStatistics
 from data_pipeline.stages import STAGES, apply_local
 from llama_foundation.errors import DataError
 
-_SLICE_BYTES = 2 * 1024 * 1024  # of text judged at once
+_SLICE_BYTES = 8 * 1024 * 1024  # of text judged at once
 _OPTIONAL = ("source", "url", "date", "language", "content_type", "license", "opt_out")
 
 
@@ -86,7 +86,7 @@ def local_task(folder: Path, task: Task) -> Commit:
 
 
 def slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cut a partition by rows: its words as Python strings would take ten times the memory of its text."""
+    """Cut a partition by rows: what is found in a text, such as its words, takes several times its memory."""
     numbers = np.cumsum(text_bytes(batch)) // _SLICE_BYTES
     starts = np.unique(numbers, return_index=True)[1].tolist()
     for start, end in zip(starts, [*starts[1:], batch.num_rows], strict=True):

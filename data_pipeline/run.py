@@ -6,6 +6,7 @@ it survives a kill is in `engines/work.py`. Nothing but tasks writes, so that se
 phases together (`engines/array.py`).
 """
 
+import json
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipeline import phases, radix, what_if, write
+from data_pipeline import decontaminate, phases, radix, what_if, write
 from data_pipeline.chain import Chain, all_blocks, block_label
 from data_pipeline.config import DataPipelineConfig, flatten
 from data_pipeline.engines.build import make_engine
@@ -207,7 +208,10 @@ def finish_task(folder: Path, task: Task) -> Commit:
     finish: Finish = task.payload
     output = Path(finish.output)
     publish_json(output / "stats.json", {**finish.described, "stages": [each.to_json() for each in finish.statistics]})
-    write_report(output / "report.html", finish.config, finish.statistics)
+    contamination = None
+    if decontaminate.NAME in finish.config.pipeline.stages:
+        contamination = json.loads((output / decontaminate.REPORT).read_bytes())
+    write_report(output / "report.html", finish.config, finish.statistics, contamination)
     if finish.tokenizer is None:
         raise DataError(_nothing_left(finish.statistics, output))
     tokenizer = load_tokenizer(Path(finish.tokenizer))

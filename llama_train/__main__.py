@@ -34,6 +34,8 @@ MEETING_SECONDS = 600.0
 
 
 def main() -> int:
+    # DeepSpeed's launcher adds it to every command; LOCAL_RANK says the same.
+    sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
     rank, size = environment_rank()
     if rank != 0:
         return _follow(_meet(), rank, size)

@@ -324,10 +324,13 @@ class CheckpointConfig:
     keep_every: int = 0  # steps divisible by this stay for good; 0: none
     asynchronous: bool = False  # write in the background, from a copy in host memory
     init_from: str | None = None  # a checkpoint or Hugging Face directory: its weights, a fresh optimizer
+    init_optimizer: bool = False  # with init_from: AdamW's moments and count of updates too
 
     def check(self) -> None:
         for name, least in (("every", 0), ("keep_last", 1), ("keep_every", 0)):
             _at_least(f"checkpoint.{name}", getattr(self, name), least)
+        if self.init_optimizer and self.init_from is None:
+            raise ConfigError("checkpoint.init_optimizer=true needs checkpoint.init_from=DIR, whose state is taken")
 
 
 class ConsoleName(Enum):

@@ -108,7 +108,17 @@ class Run:
             source = open_weights(Path(self.config.checkpoint.init_from), group=self.world.background)
             made_with = source.state.get("tokenizer") if isinstance(source, Checkpoint) else None
             check_vocabulary(self.shards, self.config.model.vocab_size, made_with)
-            engine.load_chunks(restore(source, engine.chunks(optimizer=False)))
+            optimizer = self.config.checkpoint.init_optimizer
+            scalars = source.state.get("engine") if isinstance(source, Checkpoint) else None
+            if optimizer and scalars is None:
+                raise CheckpointError(
+                    f"checkpoint.init_optimizer=true, but checkpoint.init_from={source.directory} is no checkpoint "
+                    "with optimizer state; llama-convert to=native keeps DeepSpeed's, else set "
+                    "checkpoint.init_optimizer=false"
+                )
+            engine.load_chunks(restore(source, engine.chunks(optimizer=optimizer)))
+            if optimizer:
+                engine.load_scalars(scalars)
 
     def save(self, engine: Engine, order: TokenOrder, logger_ids: dict[str, str]) -> None:
         """Write the checkpoint of the present step, unless that was the last thing this run did."""

@@ -13,7 +13,7 @@ def add_rows(batch: pa.RecordBatch, first_row: int, settings: InputConfig, rows:
     for row, record in enumerate(_records(batch), first_row):
         size = len(record[settings.text_column] or b"")
         if size > settings.max_record_bytes:
-            rows.problem(row, "record_too_long", size, f"a text of {size} bytes")
+            rows.problem(row, "record_too_long", size, f"a text of {size:,} bytes")
         else:
             rows.add(row, record, size)
 

@@ -72,7 +72,7 @@ def _inflate(payload: bytes, window_bits: int, limit: int) -> bytes:
     except zlib.error as error:
         raise DamagedPayloadError("damaged_payload", f"zlib: {error}") from error
     if len(decoded) > limit:
-        raise DamagedPayloadError("payload_too_large", f"more than {limit} bytes")
+        raise DamagedPayloadError("payload_too_large", f"more than {limit:,} bytes")
     if not unpack.eof:
         raise DamagedPayloadError("damaged_payload", "the compressed page breaks off")
     return decoded
@@ -87,7 +87,7 @@ def _read(reader, limit: int, coding: str) -> bytes:
     except (OSError, ValueError) as error:
         raise DamagedPayloadError("damaged_payload", f"{coding}: {error}") from error
     if size > limit:
-        raise DamagedPayloadError("payload_too_large", f"more than {limit} bytes")
+        raise DamagedPayloadError("payload_too_large", f"more than {limit:,} bytes")
     if not size:
         raise DamagedPayloadError("damaged_payload", f"{coding}: nothing comes out")
     return b"".join(pieces)

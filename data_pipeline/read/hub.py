@@ -42,7 +42,7 @@ def read(piece: Piece, settings: InputConfig, rows: Rows) -> Iterator[None]:
         text = record.get(settings.text_column)
         size = len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
         if size > settings.max_record_bytes:
-            rows.problem(row, "record_too_long", size, f"a text of {size} bytes")
+            rows.problem(row, "record_too_long", size, f"a text of {size:,} bytes")
         else:
             rows.add(row, record, size)
         row += 1

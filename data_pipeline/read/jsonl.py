@@ -20,7 +20,7 @@ from data_pipeline.read.rows import BadRecordError, Rows
 from data_pipeline.read.storage import open_file
 
 READ_BYTES = 1024 * 1024
-ZSTD_BLOCK_BYTES = 128 * 1024
+BLOCK_BYTES = 128 * 1024
 """The largest block of the format (RFC 8878, section 3.1.1.2.4)."""
 
 _SENTINEL = b"end of compressed file" * 20
@@ -79,7 +79,7 @@ def read(piece: Piece, settings: InputConfig, rows: Rows) -> Iterator[None]:
 
 def _add_line(rows: Rows, row: int, line: bytes | None, size: int) -> None:
     if line is None:
-        return rows.problem(row, "line_too_long", size, f"a line of {size} bytes")
+        return rows.problem(row, "line_too_long", size, f"a line of {size:,} bytes")
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -161,7 +161,8 @@ def _split(blocks: Iterator[bytes], limit: int) -> Iterator[tuple[bytes | None, 
 def _gzip_blocks(file: BinaryIO) -> Iterator[bytes]:
     try:
         with gzip.GzipFile(fileobj=file) as stream:
-            while block := stream.read(READ_BYTES):
+            # read1: an error of `read` takes with it all that the same call had decompressed before
+            while block := stream.read1(BLOCK_BYTES):
                 yield block
     except (OSError, EOFError, zlib.error) as error:
         raise DamagedFileError(f"gzip: {error}") from error
@@ -178,8 +179,8 @@ def _zstd_blocks(file: BinaryIO, max_window_bytes: int) -> Iterator[bytes]:
     held = b""
     try:
         with decompressor.stream_reader(source, read_across_frames=True, closefd=False) as stream:
-            # read1 of one zstd block: an error takes with it what the same call had decompressed before
-            while block := stream.read1(ZSTD_BLOCK_BYTES):
+            # read1, of one zstd block: as above
+            while block := stream.read1(BLOCK_BYTES):
                 held += block
                 yield held[: -len(_SENTINEL)]
                 held = held[-len(_SENTINEL) :]

@@ -14,7 +14,7 @@ from data_pipeline.read.pieces import InputFile
 from data_pipeline.report.statistics import EXAMPLE_CHARACTERS, StageStatistics
 
 NAME = "read"
-VERSION = 2
+VERSION = 3
 
 MAX_SOURCE_NAME = 120  # bytes; it becomes a directory name
 

@@ -66,7 +66,7 @@ def read(piece: Piece, settings: InputConfig, rows: Rows) -> Iterator[None]:
     with open_file(piece.file.path) as file:
         for frame in _frames(file, piece, settings):
             if frame.problem is not None:
-                rows.problem(frame.row, frame.problem, frame.size, f"{frame.size} bytes")
+                rows.problem(frame.row, frame.problem, frame.size, f"{frame.size:,} bytes")
             else:
                 _add_record(frame, settings, rows)
             yield

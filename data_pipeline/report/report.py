@@ -24,8 +24,17 @@ _OFFENSIVE = ("nsfw", "dirty", "bad_word", "flagged", "adult", "obscen", "profan
 _PERSONAL = ("pii", "personal_data")
 
 
-def write_report(path: Path, config: DataPipelineConfig, stages: list[StageStatistics]) -> None:
-    """Write the report of a run: its stages in their order, from reading to the shards."""
+def write_report(
+    path: Path,
+    config: DataPipelineConfig,
+    stages: list[StageStatistics],
+    contamination: dict[str, Any] | None = None,
+) -> None:
+    """Write the report of a run: its stages in their order, from reading to the shards.
+
+    Args:
+        contamination: what decontamination.json holds, where the run had that stage.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -59,6 +68,7 @@ def write_report(path: Path, config: DataPipelineConfig, stages: list[StageStati
             {"name": s.stage, "sizes": _clusters(s), "pairs": s.pairs} for s in filters if s.cluster_sizes or s.pairs
         ],
         personal=[(name, count) for s in filters if s.stage in _PERSONAL for name, count in _by_count(s.edits)],
+        contamination=contamination,
         hosts=hosts(stages),
         licenses=sorted(shards.licenses.items(), key=lambda item: -item[1][1]),
     )

@@ -114,7 +114,8 @@ def ngram_shares(
 ) -> np.ndarray:
     """Return float64 [LARGEST + 1, documents]: row n is the share of characters in n-grams that repeat.
 
-    An n-gram is an (n-1)-gram and a word, so it can repeat only where its (n-1)-gram does: work shrinks with n.
+    An n-gram can repeat only where both (n-1)-grams in it do, its own and the one a word further on: work shrinks
+    with n.
 
     Rows 2 to 4, the most frequent n-gram, occurrences times characters:
         PAPER: it occurs twice at least; of equally frequent ones the longest; over the characters of all words, at
@@ -151,8 +152,8 @@ def ngram_shares(
         for n in range(1, LARGEST + 1):
             if n > 1:
                 inside = 0
-                for each in range(left):
-                    if places[each] + n <= length:
+                for each in range(left - 1):
+                    if places[each + 1] == places[each] + 1:
                         places[inside], ids[inside] = places[each], ids[each]
                         next_words[inside] = words[places[each] + n - 1]
                         inside += 1

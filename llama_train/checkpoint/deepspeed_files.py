@@ -1,9 +1,9 @@
-"""Reading checkpoints that DeepSpeed has written, native and universal: their float32 master weights.
+"""Reading checkpoints that DeepSpeed has written, native and universal: float32 master weights and AdamW's state.
 
     DIR/latest                               the name of the newest checkpoint, called TAG here
     DIR/TAG/*_model_states.pt                shapes of the parameters, group by group
     DIR/TAG/*zero_pp_rank_N_*optim_states.pt what rank N held of each group, flat (ZeRO 1, 2 and 3)
-    DIR/TAG/zero/NAME/fp32.pt                one parameter (universal)
+    DIR/TAG/zero/NAME/fp32.pt                one parameter (universal); exp_avg.pt, exp_avg_sq.pt, step.pt beside it
 
 None of it says how many heads the model has, so a Hugging Face config.json must lie in DIR or in DIR/TAG, as Hugging
 Face's Trainer leaves it. DeepSpeed is not needed, and none of its classes is made: those that its pickles name are
@@ -23,7 +23,7 @@ from llama_train.checkpoint.collective import Group
 from llama_train.checkpoint.huggingface_config import from_huggingface
 from llama_train.checkpoint.huggingface_files import CONFIG, TOKENIZER_FILES, json_object
 from llama_train.checkpoint.index import TensorEntry
-from llama_train.checkpoint.pth import PickledTensors
+from llama_train.checkpoint.pth import PickledTensors, pickled_number
 from llama_train.checkpoint.restore import WEIGHTS
 from llama_train.config import ModelConfig
 
@@ -32,6 +32,12 @@ _WRAPPERS = re.compile(
 )
 _RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+_KINDS = {WEIGHTS: "fp32", "optimizer/exp_avg/": "exp_avg", "optimizer/exp_avg_sq/": "exp_avg_sq"}
+"""What stands before the canonical name of a tensor, and what DeepSpeed calls it."""
+
+_STEP = "step"
 
 
 class _Nothing:
@@ -67,7 +73,10 @@ def is_deepspeed(path: Path) -> bool:
 
 
 class DeepSpeedDirectory:
-    """The master weights of a DeepSpeed checkpoint under our names, read when asked for. Pickles carry no checksums.
+    """The tensors of a DeepSpeed checkpoint under our names, read when asked for. Pickles carry no checksums.
+
+    `adamw_step` is how many updates its AdamW has done; None where it has no state, or that of another optimizer, and
+    then there are weights only.
 
     Raises:
         CheckpointError: no checkpoint of ZeRO 1, 2 or 3 without tensor or pipeline parallelism, no config.json, a file
@@ -85,14 +94,19 @@ class DeepSpeedDirectory:
             )
         self._config = from_huggingface(json_object(self._home / CONFIG), self._home / CONFIG)
         self._parts: dict[str, _Parts] = {}
-        for name, parts in _universal(tag) if (tag / "zero").is_dir() else _native(tag):
-            self._parts[WEIGHTS + _WRAPPERS.sub("", name)] = parts
+        steps: list[float | None] = []
+        for kind, name, parts in _universal(tag, steps) if (tag / "zero").is_dir() else _native(tag, steps):
+            self._parts[kind + _WRAPPERS.sub("", name)] = parts
         if self._config.tied_embeddings and WEIGHTS + _EMBEDDING in self._parts:
-            self._parts.pop(WEIGHTS + _HEAD, None)
+            for kind in _KINDS:
+                self._parts.pop(kind + _HEAD, None)
+        self.adamw_step = _one_step(tag, steps)
+        if self.adamw_step is None:
+            self._parts = {name: parts for name, parts in self._parts.items() if name.startswith(WEIGHTS)}
         self.tensors = {name: TensorEntry(torch.float32, parts.shape) for name, parts in self._parts.items()}
 
     def read(self, name: str, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> torch.Tensor:
-        """Return one rectangle of a weight; of a matrix, its whole rows are read."""
+        """Return one rectangle of a tensor; of a matrix, its whole rows are read."""
         parts = self._parts[name]
         row = math.prod(parts.shape[1:])
         rows = parts.read(offsets[0] * row, lengths[0] * row).view(lengths[0], *parts.shape[1:])
@@ -142,28 +156,57 @@ def _is_tag(path: Path) -> bool:
     return path.is_dir() and ((path / "zero").is_dir() or any(path.glob("*_model_states.pt")))
 
 
-def _universal(tag: Path) -> Iterator[tuple[str, _Parts]]:
-    for path in sorted((tag / "zero").glob("*/fp32.pt")):
-        shape: list[tuple[int, ...]] = []
-
-        def pick(value: dict[Any, Any], shape: list[tuple[int, ...]] = shape, path: Path = path) -> dict[Any, Any]:
-            if not isinstance(value.get("param"), torch.Tensor):
-                raise CheckpointError(f"{path}: holds no tensor `param`")
-            shape.append(tuple(value["param"].shape))
-            return {"param": value["param"].flatten()}
-
-        file = PickledTensors(path, _STAND_INS, pick)
-        yield path.parent.name, _Parts(shape[0], [(file, "param", 0, math.prod(shape[0]))])
+def _one_step(tag: Path, steps: list[float | None]) -> float | None:
+    """Return the count of updates that all state says, None where a part of it is missing."""
+    if None in steps or not steps:
+        return None
+    if len(set(steps)) != 1:
+        raise CheckpointError(f"{tag}: parameters have done different numbers of updates: {sorted(set(steps))}")
+    return steps[0]
 
 
-def _native(tag: Path) -> Iterator[tuple[str, _Parts]]:
-    files, stage = _flat_files(tag)
+def _universal(tag: Path, steps: list[float | None]) -> Iterator[tuple[str, str, _Parts]]:
+    for place in sorted(path.parent for path in (tag / "zero").glob("*/fp32.pt")):
+        for kind, stored in _KINDS.items():
+            if (place / f"{stored}.pt").is_file():
+                yield kind, place.name, _universal_tensor(place / f"{stored}.pt")
+        files = [place / f"{name}.pt" for name in (*_KINDS.values(), _STEP)]
+        steps.append(pickled_number(files[-1]) if all(path.is_file() for path in files) else None)
+
+
+def _universal_tensor(path: Path) -> _Parts:
+    shape: list[tuple[int, ...]] = []
+
+    def pick(value: dict[Any, Any]) -> dict[Any, Any]:
+        if not isinstance(value.get("param"), torch.Tensor):
+            raise CheckpointError(f"{path}: holds no tensor `param`")
+        shape.append(tuple(value["param"].shape))
+        return {"param": value["param"].flatten()}
+
+    file = PickledTensors(path, _STAND_INS, pick)
+    return _Parts(shape[0], [(file, "param", 0, math.prod(shape[0]))])
+
+
+def _native(tag: Path, steps: list[float | None]) -> Iterator[tuple[str, str, _Parts]]:
+    files, stage = _flat_files(tag, steps)
     groups = _parameter_shapes(tag)
-    if stage == 3:
-        yield from _zero_3(tag, files, groups)
-        return
+    for name, shape, ranges in (_zero_3 if stage == 3 else _zero_1_and_2)(tag, files, groups):
+        for kind, stored in _KINDS.items():
+            named = [(file, f"{stored}/{number}", first, length) for file, number, first, length in ranges]
+            yield kind, name, _Parts(shape, named)
+
+
+_Ranges = list[tuple[PickledTensors, int, int, int]]
+"""File, number of the flat tensor, first element there, how many."""
+
+
+def _zero_1_and_2(
+    tag: Path, files: list[PickledTensors], groups: list[dict[str, tuple[int, ...]]]
+) -> Iterator[tuple[str, tuple[int, ...], _Ranges]]:
+    """A group's parameters follow each other, and the ranks hold equal parts of the whole."""
     for number, shapes in enumerate(groups):
-        sizes = [file.tensors[f"{number}"].shape[0] if f"{number}" in file.tensors else 0 for file in files]
+        stored = f"fp32/{number}"
+        sizes = [file.tensors[stored].shape[0] if stored in file.tensors else 0 for file in files]
         begins = [sum(sizes[:rank]) for rank in range(len(sizes) + 1)]
         offset = 0
         for name, shape in shapes.items():
@@ -174,33 +217,32 @@ def _native(tag: Path) -> Iterator[tuple[str, _Parts]]:
             for rank, file in enumerate(files):
                 low, high = max(offset, begins[rank]), min(offset + count, begins[rank + 1])
                 if low < high:
-                    ranges.append((file, f"{number}", low - begins[rank], high - low))
-            yield name, _Parts(shape, ranges)
+                    ranges.append((file, number, low - begins[rank], high - low))
+            yield name, shape, ranges
             offset += count
 
 
 def _zero_3(
     tag: Path, files: list[PickledTensors], groups: list[dict[str, tuple[int, ...]]]
-) -> Iterator[tuple[str, _Parts]]:
+) -> Iterator[tuple[str, tuple[int, ...], _Ranges]]:
     """Every rank holds an equal share of each parameter, the last one filled up; sub-groups follow each other."""
-    ends: list[tuple[str, int]] = []  # of the flat tensors, which are alike on all ranks
-    for name, entry in files[0].tensors.items():
-        ends.append((name, (ends[-1][1] if ends else 0) + entry.shape[0]))
+    ends: list[int] = []  # of the flat tensors, which are alike on all ranks
+    while f"fp32/{len(ends)}" in files[0].tensors:
+        ends.append((ends[-1] if ends else 0) + files[0].tensors[f"fp32/{len(ends)}"].shape[0])
     position = 0
     for name, shape in (item for group in groups for item in group.items()):
         count, share = math.prod(shape), -(-math.prod(shape) // len(files))
-        place = next((number for number, (_, end) in enumerate(ends) if position + share <= end), None)
+        place = next((number for number, end in enumerate(ends) if position + share <= end), None)
         if place is None:
             raise CheckpointError(f"{tag}: the ranks' files end before {name}; is a file of another checkpoint?")
-        first = position - (ends[place - 1][1] if place else 0)
+        first = position - (ends[place - 1] if place else 0)
         lengths = [max(0, min(share, count - rank * share)) for rank in range(len(files))]
-        ranges = [(file, ends[place][0], first, n) for file, n in zip(files, lengths, strict=True) if n]
-        yield name, _Parts(shape, ranges)
+        yield name, shape, [(file, place, first, n) for file, n in zip(files, lengths, strict=True) if n]
         position += share
 
 
-def _flat_files(tag: Path) -> tuple[list[PickledTensors], int]:
-    """Open what the ranks held, in order, and say by which ZeRO stage."""
+def _flat_files(tag: Path, steps: list[float | None]) -> tuple[list[PickledTensors], int]:
+    """Open what the ranks held, in order, and say by which ZeRO stage; their counts of updates go to `steps`."""
     found: dict[int, Path] = {}
     for path in tag.glob("*_optim_states.pt"):
         match = _RANK.search(path.name)
@@ -214,6 +256,7 @@ def _flat_files(tag: Path) -> tuple[list[PickledTensors], int]:
         missing = sorted(set(range(max(found, default=0) + 1)) - found.keys())
         raise CheckpointError(f"{tag}: no *_optim_states.pt of rank {', '.join(map(str, missing))}")
     stages: list[int] = []
+    numbers: list[dict[str, float]] = []  # counts of updates that are no tensors, per file
 
     def pick(path: Path, value: dict[Any, Any]) -> dict[Any, Any]:
         state = value.get("optimizer_state_dict")
@@ -232,19 +275,52 @@ def _flat_files(tag: Path) -> tuple[list[PickledTensors], int]:
                 f"{path}: written with parameter_alignment or round_robin_gradients, which move parameters; convert "
                 "with DeepSpeed's ds_to_universal first, and give its output"
             )
-        return {str(number): tensor for number, tensor in enumerate(flat)}
+        tensors = {f"fp32/{number}": tensor for number, tensor in enumerate(flat)}
+        numbers.append({})
+        for number, moments in _moments(state, len(flat)):
+            for stored in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{stored}/{number}"] = moments[stored]
+            if isinstance(moments[_STEP], torch.Tensor):
+                tensors[f"{_STEP}/{number}"] = moments[_STEP].reshape(1)
+            else:
+                numbers[-1][f"{_STEP}/{number}"] = float(moments[_STEP])
+        return tensors
 
     files = [
         PickledTensors(path, _STAND_INS, lambda value, path=path: pick(path, value))
         for _, path in sorted(found.items())
     ]
-    for file in files:
+    for file, counted in zip(files, numbers, strict=True):
         for name, entry in file.tensors.items():
+            kind, _, number = name.partition("/")
             if entry.dtype != torch.float32 or len(entry.shape) != 1:
-                raise CheckpointError(f"{file.path}: master weights of group {name} are not flat float32")
+                raise CheckpointError(f"{file.path}: {kind} of group {number} is not flat float32")
+            if kind == "fp32":
+                step = f"{_STEP}/{number}"
+                stored = float(file.read(step, (0,), (1,))) if step in file.tensors else None
+                steps.append(counted.get(step, stored))
+            elif kind != _STEP and entry.shape[0] < file.tensors[f"fp32/{number}"].shape[0]:
+                raise CheckpointError(f"{file.path}: {kind} of group {number} is shorter than the weights")
     if len(set(stages)) != 1:
         raise CheckpointError(f"{tag}: files of different ZeRO stages: {sorted(set(stages))}")
     return files, stages[0]
+
+
+def _moments(state: dict[Any, Any], groups: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number of the flat tensor, its exp_avg, exp_avg_sq and step) where they are AdamW's."""
+    saved = state.get("optimizer_state_dict", state.get("base_optimizer_state"))
+    shared: dict[str, Any] = {}
+    if isinstance(saved, dict):
+        for group in saved.get("param_groups", []):  # DeepSpeed's own Adams count in the group
+            shared |= {key: value for key, value in group.items() if key == _STEP}
+        saved = saved.get("state", {})
+    elif isinstance(saved, list):  # elastic
+        shared = {_STEP: state.get("base_optimizer_state_step")}
+        saved = dict(enumerate(saved))
+    for number in range(groups):
+        moments = shared | (saved or {}).get(number, {})
+        if {"exp_avg", "exp_avg_sq"} <= moments.keys() and moments.get(_STEP) is not None:
+            yield number, moments
 
 
 def _parameter_shapes(tag: Path) -> list[dict[str, tuple[int, ...]]]:

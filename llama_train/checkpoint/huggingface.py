@@ -10,11 +10,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from llama_foundation.errors import CheckpointError, DataError
 from llama_foundation.files import fsync_directory, publish_directory
+from llama_train.checkpoint.deepspeed_files import DeepSpeedDirectory
 from llama_train.checkpoint.huggingface_config import MAX_SHARD_BYTES, to_huggingface
 from llama_train.checkpoint.huggingface_files import CONFIG, OutputTensor, plan_shards, write_json, write_shards
 from llama_train.checkpoint.huggingface_tokenizer import (
@@ -74,26 +76,33 @@ def export_huggingface(
 def import_native(
     source: WeightSource, output: Path, dtype: torch.dtype | None = None, wrote: Progress = lambda _: None
 ) -> Path:
-    """Write the weights of `source` as a checkpoint of step 0 without optimizer state; `output` is its directory.
+    """Write the weights of `source` as a checkpoint of step 0; `output` is its directory.
+
+    AdamW's state comes along where `source` is DeepSpeed's and has it, and `dtype` leaves the weights in float32.
 
     Raises:
         CheckpointError: as for `export_huggingface`.
     """
     config = checked_config(source)
+    names = [WEIGHTS + name for name in parameter_shapes(config)]
+    state: dict[str, Any] = {"step": 0, "model": dataclasses.asdict(config)}
+    if isinstance(source, DeepSpeedDirectory) and source.adamw_step is not None and dtype in (None, torch.float32):
+        names += [name for name in source.tensors if not name.startswith(WEIGHTS)]
+        state["engine"] = {"adamw_step": source.adamw_step}
 
     def chunks() -> Iterator[Chunk]:
-        for name in parameter_shapes(config):
-            entry = source.tensors[WEIGHTS + name]
+        for name in names:
+            entry = source.tensors[name]
             for offsets, lengths in pieces(entry):
-                part = source.read(WEIGHTS + name, offsets, lengths).to(dtype or entry.dtype)
-                size = part.nbytes
-                yield Chunk(WEIGHTS + name, entry.shape, offsets, part)
+                part = source.read(name, offsets, lengths).to(dtype or entry.dtype)
+                size = part.nbytes if name.startswith(WEIGHTS) else 0
+                yield Chunk(name, entry.shape, offsets, part)
                 del part  # before the next one is read
                 wrote(size)
 
     with appearing(output) as partial:
         tokenizer = {f"tokenizer/{name}": path for name, path in source.tokenizer_files().items()}
-        CheckpointStore(partial).save(0, chunks(), {"step": 0, "model": dataclasses.asdict(config)}, tokenizer)
+        CheckpointStore(partial).save(0, chunks(), state, tokenizer)
         for path in (partial / step_name(0)).iterdir():
             os.rename(path, partial / path.name)
         (partial / step_name(0)).rmdir()

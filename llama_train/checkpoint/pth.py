@@ -93,16 +93,35 @@ class PickledTensors:
 
 def _described(path: Path, stand_ins: Mapping[str, Any]) -> dict[Any, Any]:
     """Run the weights-only loader with tensors that have no memory."""
+    with FakeTensorMode(), torch.serialization.safe_globals([(made, name) for name, made in stand_ins.items()]):
+        value = _loaded(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of tensors")
+    return value
+
+
+def _loaded(path: Path) -> Any:
     try:
-        with FakeTensorMode(), torch.serialization.safe_globals([(made, name) for name, made in stand_ins.items()]):
-            value = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path}: damaged or not readable: {(str(error) or repr(error)).splitlines()[0]}"
         ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of tensors")
-    return value
+
+
+def pickled_number(path: Path) -> float:
+    """Return the number in a .pth file that holds nothing else, as a number or as a tensor.
+
+    Raises:
+        CheckpointError: it is damaged, holds anything else, or names a class that is not allowed.
+    """
+    _check_archive(path, ALLOWED)
+    value = _loaded(path)
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if not isinstance(value, int | float):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a number")
+    return float(value)
 
 
 def write_pth(path: Path, tensors: list[OutputTensor], wrote: Callable[[int], None]) -> None:

@@ -17,16 +17,17 @@ from rich.console import Console
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError
 from llama_foundation.files import publish_text
-from llama_train.config import Precision, TrainConfig
+from llama_train.config import EngineName, Precision, TrainConfig
+from llama_train.engine.deepspeed.checks import check_deepspeed, check_installed
 from llama_train.prove.case import Case, fault_applies
-from llama_train.prove.harness import FLOAT64
 from llama_train.prove.matrix import ROOM, full_cases, reduced_cases
 from llama_train.prove.own import own_cases
-from llama_train.prove.proof import FIRST_STEPS, Outcome, first_steps, outcomes
+from llama_train.prove.proof import Outcome, first_steps, outcomes
 from llama_train.prove.settings import Matrix, ProveConfig
-from llama_train.prove.shrink import STEPS, room_of, shrink, shrink_layout
+from llama_train.prove.shrink import Room, room_of, shrink, shrink_layout
 from llama_train.prove.stretch import FAULTS
-from llama_train.prove.table import HEADING, SPREAD, as_json, limits, markdown, row, versions
+from llama_train.prove.table import HEADING, as_json, markdown, row, tolerance, versions
+from llama_train.prove.zero import always_clipped, zero_cases
 
 
 def prove(config: ProveConfig) -> int:
@@ -35,17 +36,16 @@ def prove(config: ProveConfig) -> int:
     console = Console(stderr=settings.json, highlight=False, soft_wrap=True)
     small, cases, notes = choose(config)
     shrunk = f"{small.model.layers} layers of width {small.model.hidden_size}"
-    steps = STEPS if settings.precision is Precision.fp64 else FIRST_STEPS
+    steps = cases[0].parts[-1].last
     console.print(
         f"Proving {config.model.name} shrunk to {shrunk}: {len(cases)} cases of {steps} steps in "
-        f"{settings.precision.name} against one process"
+        f"{config.precision.name} against one process"
     )
     if settings.fault is not None:
         console.print(f"planted: {settings.fault}: {FAULTS[settings.fault]}")
     for note in notes:
         console.print(note)
-    tolerance = limits(FLOAT64) if settings.precision is Precision.fp64 else SPREAD
-    console.print(f"may be off by: {tolerance}")
+    console.print(f"may be off by: {tolerance(small)}")
     console.print(HEADING, markup=False)
     started = time.monotonic()
     done = []
@@ -62,10 +62,12 @@ def prove(config: ProveConfig) -> int:
         "model": config.model.name,
         "shrunk": shrunk,
         "matrix": settings.matrix.name,
-        "precision": settings.precision.name,
+        "engine": config.engine.name.name,
+        "precision": config.precision.name,
+        "tolerance": tolerance(small),
         "device": " and ".join(sorted({outcome.device for outcome in done})),
         "seconds": round(time.monotonic() - started, 1),
-        **versions(),
+        **versions(config.engine.name),
     }
     return _conclude(console, config, done, about, notes)
 
@@ -74,25 +76,25 @@ def choose(config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
     """Return the shrunk configuration, the cases, and what people must know of what is not proven.
 
     Raises:
-        ConfigError: the layout does not fit the configuration, or the fault that is to be planted changes nothing in
-            any of the cases.
+        ConfigError: the engine cannot do this, the layout does not fit the configuration, or the fault that is to be
+            planted changes nothing in any of the cases.
     """
     settings = config.prove
     training = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
-    if settings.matrix is Matrix.own:
+    if config.engine.name is EngineName.deepspeed:
+        small, cases, notes = _choose_zero(training, config)
+        more = []
+    elif settings.matrix is Matrix.own:
         layouts, notes = shrink_layout(config.layout, settings.ranks)
-        small, more = shrink(training, room_of(layouts, training), settings.precision)
+        small, more = shrink(training, room_of(layouts, training), config.precision)
         cases = own_cases(layouts)
         _check(small, cases)
     else:
-        small, notes = shrink(training, ROOM, settings.precision)
-        more = []
-        if small.engine.compile:
-            more.append("engine.compile: only in the cases that say so, for it takes half a minute each")
-            small.engine.compile = False
+        small, notes = shrink(training, ROOM, config.precision)
+        more = _compile_seldom(small)
         cases = full_cases(small) if settings.matrix is Matrix.full else reduced_cases(small)
     notes += more
-    if settings.precision is not Precision.fp64:
+    if config.precision is not Precision.fp64 and config.engine.name is EngineName.native:
         cases, more = first_steps(cases)
         notes += more
     if settings.fault is not None:
@@ -103,6 +105,27 @@ def choose(config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
                 f"({FAULTS[settings.fault]}); use prove.matrix=full, or a layout where it does"
             )
     return small, cases, notes
+
+
+def _choose_zero(training: TrainConfig, config: ProveConfig) -> tuple[TrainConfig, list[Case], list[str]]:
+    check_deepspeed(training)
+    check_installed()
+    small, notes = shrink(training, Room(layers=2), config.precision)
+    small, clipped = always_clipped(small)
+    if small.engine.config_file is not None:
+        notes.append("engine.config_file: not proven; it only passes on what changes no result")
+        small.engine.config_file = None
+    if config.prove.matrix is not Matrix.own:
+        notes += _compile_seldom(small)
+    return small, zero_cases(config.prove.matrix, small), [*notes, *clipped]
+
+
+def _compile_seldom(small: TrainConfig) -> list[str]:
+    """Switch compilation off, and say so, where it was on."""
+    if not small.engine.compile:
+        return []
+    small.engine.compile = False
+    return ["engine.compile: only in the cases that say so, for it takes half a minute each"]
 
 
 def _check(small: TrainConfig, cases: list[Case]) -> None:

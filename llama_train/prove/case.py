@@ -1,9 +1,11 @@
 """What a proof runs: cases, and the variants of the configuration that they are run with."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from llama_train.config import LayoutConfig
+from llama_train.config import EngineConfig, EngineName, LayoutConfig
+from llama_train.engine.deepspeed.checks import DEEPSPEED_SETTINGS
+from llama_train.prove.stretch import ZERO_FAULTS
 
 BATCH_SIZE = 8  # sequences: divides over 1, 2, 4 and 8 ranks
 
@@ -11,6 +13,12 @@ AXES = {"pipeline": "pp", "data_replicate": "replicate", "data_shard": "shard", 
 """The layout's axes, and how a table calls them."""
 
 Settings = dict[str, Any]
+
+NATIVE: Settings = {
+    "name": EngineName.native,
+    **{each.name: each.default for each in fields(EngineConfig) if each.name in DEEPSPEED_SETTINGS},
+}
+"""The engine's settings of a part that runs natively, whatever the configuration has chosen."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,20 @@ class Part:
             size *= self.layout.get(axis, 1)
         return size
 
+    @property
+    def zero(self) -> bool:
+        """Whether it says that DeepSpeed runs it."""
+        return self.engine.get("name") is EngineName.deepspeed
+
+    @property
+    def engine_name(self) -> str:
+        """What a table calls its engine."""
+        return f"ZeRO-{self.engine['zero_stage']}" if self.zero else EngineName.native.value
+
+    def uses(self, axis: str) -> bool:
+        """Whether it has more than one rank along `axis`."""
+        return self.layout.get(axis, 1) > 1
+
 
 @dataclass(frozen=True)
 class Case:
@@ -51,14 +73,26 @@ class Case:
     name: str
     parts: tuple[Part, ...]
     variant: Variant = Variant()
+    gradient_steps: tuple[int, ...] = ()  # whose gradients are kept besides those of each part's first step
 
     @property
     def world(self) -> int:
         return max(part.world for part in self.parts)
 
+    @property
+    def engine_name(self) -> str:
+        """The engines of its parts, once where they are the same."""
+        names = [part.engine_name for part in self.parts]
+        return names[0] if len(set(names)) == 1 else " → ".join(names)
+
+    @property
+    def first_steps(self) -> list[int]:
+        """The first step of every part."""
+        return [0, *(part.last for part in self.parts[:-1])]
+
     def uses(self, axis: str) -> bool:
         """Whether the first part has more than one rank along `axis`."""
-        return self.parts[0].layout.get(axis, 1) > 1
+        return self.parts[0].uses(axis)
 
 
 def part(last: int, layout: Settings, engine: Settings | None = None, batch_size: int = BATCH_SIZE) -> Part:
@@ -89,22 +123,28 @@ def fault_applies(fault: str, case: Case, tied: bool) -> bool:
     Args:
         tied: whether the case's model has tied embeddings.
     """
-    data = case.uses("data_shard") or case.uses("data_replicate")
+    if fault == "lost_moments":
+        return len(case.parts) > 1
+    if fault == "stale_weights":
+        return any(part.zero for part in case.parts[1:])
+    return any(_changes(fault, part, tied) for part in case.parts if fault in ZERO_FAULTS or not part.zero)
+
+
+def _changes(fault: str, part: Part, tied: bool) -> bool:
+    data = part.uses("data_shard") or part.uses("data_replicate")
     match fault:
         case "gradient_scale":
-            return data or case.uses("context")
+            return data or part.uses("context")
         case "missed_reduction":
-            return case.uses("tensor") or case.uses("data_shard") or case.uses("context")
+            return part.uses("tensor") or part.uses("data_shard") or part.uses("context")
         case "wrong_position":
-            return case.uses("context")
-        case "dropped_micro_batch":
+            return part.uses("context")
+        case "dropped_micro_batch" | "merged_groups":
             return True
         case "stale_tied_embedding":
-            return case.uses("pipeline") and tied
+            return part.uses("pipeline") and tied
         case "local_divisor":
             return data
         case "local_norm":
-            return case.parts[0].world > 1
-        case "lost_moments":
-            return len(case.parts) > 1
+            return part.world > 1
     raise AssertionError(fault)

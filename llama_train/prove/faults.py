@@ -9,20 +9,23 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from llama_train.engine import native
-from llama_train.engine.engine import Chunk
+from llama_train.engine.engine import Engine
 from llama_train.engine.native import NativeEngine
 from llama_train.model.llama import IGNORE, Llama
 from llama_train.parallel import summands
 from llama_train.parallel.layout import Layout
-from llama_train.prove.stretch import FAULTS
+from llama_train.prove.stretch import FAULTS, ZERO_FAULTS
+from llama_train.prove.zero_faults import ZERO_PLANTS, lost_moments, merged_groups
 
 
-def plant(fault: str | None, engine: NativeEngine, layout: Layout) -> None:
-    """Break `engine`, and in this process its modules, as `FAULTS` says."""
+def plant(fault: str | None, engine: Engine, layout: Layout) -> None:
+    """Break `engine`, and in this process its modules, as `FAULTS` says, where it has what is to be broken."""
     if fault is None:
         return
-    assert FAULTS.keys() == _PLANTS.keys()
-    _PLANTS[fault](engine, layout)
+    assert FAULTS.keys() == _PLANTS.keys() | ZERO_PLANTS.keys() and set(ZERO_FAULTS) == ZERO_PLANTS.keys()
+    plants: dict[str, Callable[[Any, Layout], None]] = _PLANTS if isinstance(engine, NativeEngine) else ZERO_PLANTS
+    if fault in plants:
+        plants[fault](engine, layout)
 
 
 def _gradient_scale(engine: NativeEngine, layout: Layout) -> None:
@@ -118,15 +121,6 @@ def _local_norm(engine: NativeEngine, layout: Layout) -> None:
     engine._gradient_norm = own_norm
 
 
-def _lost_moments(engine: NativeEngine, layout: Layout) -> None:
-    load = engine.load_chunks
-
-    def load_weights(chunks: Iterable[Chunk]) -> None:
-        load(chunk for chunk in chunks if chunk.name.startswith("weights/"))
-
-    engine.load_chunks = load_weights
-
-
 def _sharded(engine: NativeEngine) -> list[FSDPModule]:
     return [module for model in engine.models.values() for module in model.modules() if isinstance(module, FSDPModule)]
 
@@ -139,5 +133,6 @@ _PLANTS: dict[str, Callable[[NativeEngine, Layout], None]] = {
     "stale_tied_embedding": _stale_tied_embedding,
     "local_divisor": _local_divisor,
     "local_norm": _local_norm,
-    "lost_moments": _lost_moments,
+    "lost_moments": lost_moments,
+    "merged_groups": merged_groups,
 }

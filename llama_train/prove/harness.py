@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from llama_foundation import compose
 from llama_foundation.errors import RunError
 from llama_foundation.files import checksum, publish_text
-from llama_train.config import TrainConfig
+from llama_train.config import EngineName, TrainConfig
 from llama_train.prove.case import Case
 from llama_train.prove.start import log_file, run_worker
 from llama_train.prove.stretch import TIMEOUT_SECONDS, Stretch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """How far a run was from another, the largest of each; gradients are those of the first step."""
+    """How far a run was from another, the largest of each; gradients are those of the first step of every part."""
 
     loss: float  # nats, absolute, of any step
     gradient: float  # relative to the parameter's largest element
@@ -72,24 +72,26 @@ def run_case(case: Case, config: TrainConfig, directory: Path, fault: str | None
         engine = dataclasses.replace(config.engine, **part.engine)
         mine = dataclasses.replace(config, model=model, data=data, layout=layout, engine=engine)
         rows, tokens = case.variant.masked_rows, case.variant.masked_tokens
-        stretch = Stretch(first, part.last, resume, fault, rows, tokens)
+        kept = {first, *(step for step in case.gradient_steps if first <= step < part.last)}
+        stretch = Stretch(first, part.last, resume, fault, rows, tokens, tuple(sorted(kept)))
         text = compose.dump(mine)
         beginning = checksum(f"{beginning}{text}{stretch}".encode())
         place = directory / beginning
         if not (place / "losses.json").exists():
             publish_text(place / "config.yaml", text)
             publish_text(place / "stretch.json", json.dumps(dataclasses.asdict(stretch)))
-            _run_processes(place, part.world, case.name)
+            _run_processes(place, part.world, case.name, config.engine.name is EngineName.deepspeed)
         resume, first = str(place / "weights" / f"step-{part.last:08d}"), part.last
         places.append(place)
     return places
 
 
-def _run_processes(place: Path, world: int, name: str) -> None:
+def _run_processes(place: Path, world: int, name: str, deepspeed: bool) -> None:
     # Forked from a server that has imported torch and its compiler: eight imports take longer than most proofs.
     context = multiprocessing.get_context("forkserver")
     # The others are what the worker, and the main module that every process runs again, would import late.
-    context.set_forkserver_preload(["llama_train.prove.worker", "torch.profiler", "llama_train.prove.__main__"])
+    modules = ["llama_train.prove.worker", "torch.profiler", "llama_train.prove.__main__"]
+    context.set_forkserver_preload([*modules, *(["llama_train.prove.import_deepspeed"] if deepspeed else [])])
     processes = [context.Process(target=run_worker, args=(place, rank, world)) for rank in range(world)]
     for process in processes:
         process.start()
@@ -128,15 +130,19 @@ def compare(places: list[Path], reference: Path) -> Differences:
     for step, (own, theirs) in enumerate(zip(rows, expected_rows, strict=True)):
         if own != theirs:
             raise RunError(f"step {step + 1} did not read the rows that one process reads")
-    results, expected = _results(places), _results([reference])
-    worst, gradient = _largest(
-        open_checkpoint(places[0] / "gradients"), open_checkpoint(reference / "gradients"), relative=True
-    )
+    ours, expected = results(places), results([reference])
+    gradients = [
+        _largest(open_checkpoint(kept), open_checkpoint(reference / "gradients" / kept.name), relative=True)
+        for place in places
+        for kept in sorted((place / "gradients").glob("step-*"))
+    ]
+    gradient = _worst(difference for _, difference in gradients)
+    worst = next(name for name, difference in gradients if difference is gradient)
     _, weight = _largest(open_checkpoint(places[-1] / "weights"), open_checkpoint(reference / "weights"))
     return Differences(
-        _worst(abs(a["loss"] - b["loss"]) for a, b in zip(results, expected, strict=True)),
+        _worst(abs(a["loss"] - b["loss"]) for a, b in zip(ours, expected, strict=True)),
         gradient,
-        _worst(abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(results, expected, strict=True)),
+        _worst(abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(ours, expected, strict=True)),
         weight,
         worst,
     )
@@ -147,7 +153,8 @@ def _worst(values: Iterable[float]) -> float:
     return max(values, key=lambda value: math.inf if math.isnan(value) else value)
 
 
-def _results(places: list[Path]) -> list[dict]:
+def results(places: list[Path]) -> list[dict]:
+    """Return what the engine gave for each step of a run."""
     return [r for place in places for r in json.loads((place / "losses.json").read_text(encoding="utf-8"))]
 
 

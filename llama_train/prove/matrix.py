@@ -50,7 +50,7 @@ def full_cases(config: TrainConfig) -> list[Case]:
     Args:
         config: the shrunk one: the variants turn some of its switches.
     """
-    tied, masks = _turned(config)
+    tied, masks = turned(config)
     unmasked = masks if config.data.document_masks else Variant()
     return [
         *(_case(layout) for layout in _sums(1)),
@@ -95,7 +95,7 @@ def full_cases(config: TrainConfig) -> list[Case]:
 
 def reduced_cases(config: TrainConfig) -> list[Case]:
     """Return a selection of `full_cases` in which every axis, schedule family, method and policy occurs."""
-    tied, _ = _turned(config)
+    tied, _ = turned(config)
     return [
         _case(R | S, _ONCE, "once"),
         _case(S | T, _OFFLOAD, "offload"),
@@ -135,7 +135,8 @@ def _sums(count: int) -> list[Settings]:
     return [dict.fromkeys(axes, 2) for axes in itertools.combinations(AXES, count)]
 
 
-def _turned(config: TrainConfig) -> tuple[Variant, Variant]:
+def turned(config: TrainConfig) -> tuple[Variant, Variant]:
+    """Return the other of tied and untied embeddings, and of document masks and none."""
     tied = not config.model.tied_embeddings
     masks = not config.data.document_masks
     changes: dict[str, Any] = {"document_masks": masks, "packing": Packing.concatenate}
@@ -148,8 +149,7 @@ def _turned(config: TrainConfig) -> tuple[Variant, Variant]:
 def _switched(config: TrainConfig, unmasked: Variant) -> list[Case]:
     full = {"activation_checkpointing": ActivationCheckpointing.full}
     selective = {"activation_checkpointing": ActivationCheckpointing.selective}
-    chunked = bool(config.engine.loss_chunk)
-    chunk = ({"loss_chunk": 0 if chunked else SEQUENCE_LENGTH * 3 // 4}, "no loss_chunk" if chunked else "loss_chunk")
+    chunk = other_loss_chunk(config)
     return [
         *(_case(layout, full, "recompute full") for layout in (S | T, C | T, P | S, ZERO_BUBBLE_V)),
         *(_case(layout, selective, "recompute selective") for layout in (S | T, C)),
@@ -157,6 +157,13 @@ def _switched(config: TrainConfig, unmasked: Variant) -> list[Case]:
         *(_case(layout, {"compile": True}, "compile") for layout in (S, S | T, P, C, ULYSSES)),
         _case(RING, {"compile": True}, "compile", unmasked),
     ]
+
+
+def other_loss_chunk(config: TrainConfig) -> tuple[Settings, str]:
+    """Return the other of a loss in pieces and a whole one, and its name."""
+    if config.engine.loss_chunk:
+        return {"loss_chunk": 0}, "no loss_chunk"
+    return {"loss_chunk": SEQUENCE_LENGTH * 3 // 4}, "loss_chunk"
 
 
 def _resumed() -> list[Case]:

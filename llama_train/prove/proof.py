@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_foundation.errors import RunError
-from llama_train.config import ActivationCheckpointing, AttentionName, ContextMethod, Precision, TrainConfig
-from llama_train.prove.case import BATCH_SIZE, Case, Variant, part
-from llama_train.prove.harness import FLOAT64, Differences, compare, make_shards, run_case
+from llama_train.config import ActivationCheckpointing, AttentionName, ContextMethod, EngineName, Precision, TrainConfig
+from llama_train.prove.case import BATCH_SIZE, NATIVE, Case, Variant, part
+from llama_train.prove.harness import FLOAT64, Differences, compare, make_shards, results, run_case
 from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS
 
 FIRST_STEPS = 5
@@ -20,12 +20,19 @@ FIRST_STEPS = 5
 SPREAD_TIMES = 4.0
 """A run in fp32 or bf16 may be so many times as far from one process as that is from itself in other micro-batches."""
 
+ZERO_MOST = 5e-6
+"""And with engine=deepspeed in fp32 no further than this: loss in nats, norm of the gradient relative."""
+
+ZERO_BF16 = 1e-2
+"""How far loss and norm may be from one process in fp32 with engine=deepspeed in bf16."""
+
 SWITCHED_OFF = {
     "attention": AttentionName.sdpa,
     "activation_checkpointing": ActivationCheckpointing.none,
     "loss_chunk": 0,
     "compile": False,
     "offload": False,
+    **NATIVE,
 }
 """The engine's settings under which nothing is computed in another way than the model is written."""
 
@@ -42,6 +49,7 @@ class Outcome:
     limit: Differences
     seconds: float
     error: str = ""
+    clipped_steps: int = 0  # whose gradient was longer than optimizer.max_grad_norm
 
     @property
     def passed(self) -> bool:
@@ -61,21 +69,26 @@ def outcomes(cases: list[Case], config: TrainConfig, work: Path, fault: str | No
     """
     config = _with_shards(config, work)
     references: dict[str, tuple[Path, Differences]] = {}
+    looked_at: dict[str, set[int]] = {}
+    for case in cases:
+        looked_at.setdefault(repr(case.variant), set()).update(case.first_steps)
     for case in cases:
         computed = repr(case.variant)
         if computed not in references:
-            references[computed] = _reference(case.variant, config, work)
+            references[computed] = _reference(case.variant, config, work, tuple(sorted(looked_at[computed])))
         reference, limit = references[computed]
         started = time.monotonic()
         placed = _on_device(config, case)
-        differences, error = None, ""
+        differences, error, clipped = None, "", 0
         try:
-            differences = compare(run_case(case, placed, work, fault), reference)
+            places = run_case(case, placed, work, fault)
+            differences = compare(places, reference)
+            clipped = sum(result["grad_norm"] > config.optimizer.max_grad_norm > 0 for result in results(places))
         except RunError as failure:
             error = str(failure)
         seconds = time.monotonic() - started
-        engine, device = config.engine.name.value, placed.cluster.device
-        yield Outcome(case.name, engine, case.world, device, differences, limit, seconds, error)
+        device = placed.cluster.device
+        yield Outcome(case.name, case.engine_name, case.world, device, differences, limit, seconds, error, clipped)
 
 
 def first_steps(cases: list[Case]) -> tuple[list[Case], list[str]]:
@@ -86,29 +99,45 @@ def first_steps(cases: list[Case]) -> tuple[list[Case], list[str]]:
     return cut, [f"not run, for only {FIRST_STEPS} steps are compared: {', '.join(left_out)}"] if left_out else []
 
 
-def _reference(variant: Variant, config: TrainConfig, work: Path) -> tuple[Path, Differences]:
+def _reference(
+    variant: Variant, config: TrainConfig, work: Path, gradient_steps: tuple[int, ...]
+) -> tuple[Path, Differences]:
     """Run one process in one micro-batch; return where its results are, and how far others may be from it."""
     # The reference has no switch on that a case could share a fault with.
     plain = dataclasses.replace(config, engine=dataclasses.replace(config.engine, **SWITCHED_OFF))
-    if config.engine.precision is Precision.fp64:
-        return _alone(variant, plain, work, variant.batch_size, STEPS), FLOAT64
-    sizes = [variant.batch_size >> halvings for halvings in range(4) if variant.batch_size % (1 << halvings) == 0]
-    places = [_alone(variant, plain, work, size, FIRST_STEPS) for size in sizes]
+    precision, zero = config.engine.precision, config.engine.name is EngineName.deepspeed
+    last = STEPS if zero or precision is Precision.fp64 else FIRST_STEPS
+
+    def alone(micro_batch_size: int, precision: Precision) -> Path:
+        exact = dataclasses.replace(plain, engine=dataclasses.replace(plain.engine, precision=precision))
+        layout = {"micro_batch_size": micro_batch_size}
+        case = Case("1 process", (part(last, layout),), variant, gradient_steps)
+        return run_case(case, _on_device(exact, case), work / "reference")[0]
+
+    whole = variant.batch_size
+    if precision is Precision.fp64:
+        return alone(whole, precision), FLOAT64
+    places = [alone(whole >> halvings, precision) for halvings in range(4) if whole % (1 << halvings) == 0]
+    reference = places[0]
     # Micro-batches round the same activations in another order only. Tensor parallelism rounds summands, as far from
-    # the others as they are from what is exact: how far that is belongs to the spread.
-    exact = dataclasses.replace(plain, engine=dataclasses.replace(plain.engine, precision=Precision.fp64))
-    places.append(_alone(variant, exact, work, variant.batch_size, FIRST_STEPS))
+    # the others as they are from what is exact: how far that is belongs to the spread. ZeRO does not.
+    if not zero:
+        places.append(alone(whole, Precision.fp64))
+    elif precision is Precision.bf16:
+        reference = alone(whole, Precision.fp32)
+        places.append(reference)
     pairs = [compare([a], b) for number, a in enumerate(places) for b in places[:number]]
-    spread = {
-        name: SPREAD_TIMES * max(getattr(pair, name) for pair in pairs)
-        for name in ("loss", "gradient", "norm", "weight")
-    }
-    return places[0], Differences(**spread)
-
-
-def _alone(variant: Variant, plain: TrainConfig, work: Path, micro_batch_size: int, last: int) -> Path:
-    case = Case("1 process", (part(last, {"micro_batch_size": micro_batch_size}),), variant)
-    return run_case(case, _on_device(plain, case), work / "reference")[0]
+    limit = Differences(
+        **{
+            name: SPREAD_TIMES * max(getattr(pair, name) for pair in pairs)
+            for name in ("loss", "gradient", "norm", "weight")
+        }
+    )
+    if zero and precision is Precision.bf16:
+        limit = dataclasses.replace(limit, loss=ZERO_BF16, norm=ZERO_BF16)
+    elif zero:
+        limit = dataclasses.replace(limit, loss=min(limit.loss, ZERO_MOST), norm=min(limit.norm, ZERO_MOST))
+    return reference, limit
 
 
 def _on_device(config: TrainConfig, case: Case) -> TrainConfig:

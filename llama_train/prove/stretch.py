@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 FAULTS = {
-    "gradient_scale": "FSDP2 averages gradients over the ranks where their sum is the gradient",
+    "gradient_scale": "gradients are averaged over the ranks where their sum is the gradient",
     "missed_reduction": "one parameter's gradient stays a summand: a norm's under tensor, a block's under FSDP2",
     "wrong_position": "one context rank counts its positions from 1",
     "dropped_micro_batch": "one rank leaves out the last micro-batch of every step",
@@ -11,8 +11,21 @@ FAULTS = {
     "local_divisor": "each rank divides its loss by its own count of tokens, and the gradients are averaged",
     "local_norm": "every rank clips by the norm of its own part of the gradient",
     "lost_moments": "the optimizer's moments are not read on resuming",
+    "merged_groups": "norms are decayed as matrices are",
+    "stale_weights": "ZeRO goes on with the weights from before the checkpoint was read, until its next update",
 }
-"""Faults that can be planted on purpose; `faults.py` says how."""
+"""Faults that can be planted on purpose; `faults.py` and `zero_faults.py` say how."""
+
+ZERO_FAULTS = (
+    "gradient_scale",
+    "dropped_micro_batch",
+    "local_divisor",
+    "local_norm",
+    "lost_moments",
+    "merged_groups",
+    "stale_weights",
+)
+"""Those that can be planted in DeepSpeed's engine."""
 
 TIMEOUT_SECONDS = 400.0
 
@@ -27,3 +40,4 @@ class Stretch:
     fault: str | None = None
     masked_rows: int = 0  # this many first rows of every batch have no label
     masked_tokens: int = 0  # this many first tokens of every row have no label
+    gradient_steps: tuple[int, ...] = (0,)  # whose gradients are kept

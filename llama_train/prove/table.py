@@ -7,13 +7,30 @@ import re
 from importlib import metadata
 from typing import Any
 
-from llama_train.prove.harness import Differences
-from llama_train.prove.proof import SPREAD_TIMES, Outcome
+from llama_train.config import EngineName, Precision, TrainConfig
+from llama_train.prove.harness import FLOAT64, Differences
+from llama_train.prove.proof import SPREAD_TIMES, ZERO_BF16, ZERO_MOST, Outcome
 
 _FORMAT = "{:<38} {:<6} {:>5} {:>5} {:<21} {:>5} {:>5} {:>3} {:<4}"
 HEADING = _FORMAT.format("layout", "engine", "loss", "grad", "worst parameter", "norm", "wght", "s", "")
 
-SPREAD = f"{SPREAD_TIMES:.0f} times what one process differs from itself in other micro-batches and in float64"
+_TIMES = f"{SPREAD_TIMES:.0f} times what one process differs from itself in other micro-batches"
+
+
+def tolerance(config: TrainConfig) -> str:
+    """Return how far a case may be from one process, in words.
+
+    Args:
+        config: the shrunk one, in the precision of the proof.
+    """
+    precision = config.engine.precision
+    if precision is Precision.fp64:
+        return limits(FLOAT64)
+    if config.engine.name is not EngineName.deepspeed:
+        return f"{_TIMES} and in float64"
+    if precision is Precision.fp32:
+        return f"{_TIMES}, loss and norm by {_short(ZERO_MOST)} at most"
+    return f"loss and norm {_short(ZERO_BF16)} from fp32, gradients and weights {_TIMES} and from fp32"
 
 
 def row(outcome: Outcome) -> str:
@@ -24,7 +41,7 @@ def row(outcome: Outcome) -> str:
     verdict = "pass" if outcome.passed else "FAIL"
     return _FORMAT.format(
         outcome.case,
-        outcome.engine,
+        "mixed" if "→" in outcome.engine else outcome.engine,
         loss,
         gradient,
         _parameter(d.worst_parameter),
@@ -47,9 +64,10 @@ def markdown(outcomes: list[Outcome], about: dict[str, Any], notes: list[str]) -
     """Return the table with what was proven, when and with which versions."""
     passed = sum(outcome.passed for outcome in outcomes)
     lines = [
-        f"`llama-prove prove.matrix={about['matrix']} prove.precision={about['precision']}` on {about['date']}, torch "
-        f"{about['torch']}, Python {about['python']}, {about['device']}: {about['model']} shrunk to {about['shrunk']}. "
-        f"{passed} of {len(outcomes)} passed, in {about['seconds'] / 60:.0f} minutes.",
+        f"`llama-prove engine={about['engine']} prove.matrix={about['matrix']} prove.precision={about['precision']}` "
+        f"on {about['date']}, {_versions(about)}, {about['device']}: {about['model']} shrunk to {about['shrunk']}. "
+        f"{passed} of {len(outcomes)} passed, in {about['seconds'] / 60:.0f} minutes. May be off by: "
+        f"{about['tolerance']}.",
         "",
         *(f"- {note}" for note in notes),
         *([""] if notes else []),
@@ -72,10 +90,16 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     return dataclasses.asdict(outcome) | {"passed": outcome.passed}
 
 
-def versions() -> dict[str, str]:
+def versions(engine: EngineName) -> dict[str, str]:
     """Return the day and the versions that a result belongs to."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"date": today, "torch": metadata.version("torch"), "python": platform.python_version()}
+    found = {"date": today, "torch": metadata.version("torch"), "python": platform.python_version()}
+    return found | ({"deepspeed": metadata.version("deepspeed")} if engine is EngineName.deepspeed else {})
+
+
+def _versions(about: dict[str, Any]) -> str:
+    deepspeed = f", deepspeed {about['deepspeed']}" if "deepspeed" in about else ""
+    return f"torch {about['torch']}{deepspeed}, Python {about['python']}"
 
 
 def _short(value: float) -> str:

@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,8 +23,8 @@ from llama_train.config import TrainConfig
 from llama_train.data.batches import MicroBatch
 from llama_train.data.order import TokenOrder
 from llama_train.distributed import distributed
+from llama_train.engine.build import build_engine
 from llama_train.engine.engine import Chunk
-from llama_train.engine.native import NativeEngine
 from llama_train.environment import environment_rank
 from llama_train.model.llama import IGNORE
 from llama_train.optimizer.schedule import learning_rate
@@ -48,7 +49,7 @@ def train_stretch(directory: Path) -> None:
     with distributed(config.cluster.device, store, TIMEOUT_SECONDS) as world:
         layout = resolve_layout(config, size, rank)
         order = TokenOrder(config.data, config.steps, config.seed, (), open_root(Path(config.data.shards)))
-        engine = NativeEngine(config, layout, world.device)
+        engine = build_engine(config, layout, world.device)
         plant(stretch.fault, engine, layout)
         if stretch.resume is not None:
             checkpoint = open_checkpoint(Path(stretch.resume), group=world.control)
@@ -56,7 +57,7 @@ def train_stretch(directory: Path) -> None:
             engine.load_scalars(checkpoint.state["engine"])
 
         def keep(kind: str, step: int, chunks: Iterator[Chunk]) -> None:
-            saver = CheckpointStore(directory / kind, world.control, keep_last=2, keep_every=0, asynchronous=False)
+            saver = CheckpointStore(directory / kind, world.control, keep_last=stretch.last)
             saver.save(step, chunks, {"engine": engine.scalars()})
 
         results, rows = [], []
@@ -65,7 +66,7 @@ def train_stretch(directory: Path) -> None:
             rows.append([digest for batch in batches for digest in _digests(batch)])
             _mask(batches, layout.data_rank, stretch)
             rate = learning_rate(step, config.optimizer.learning_rate, config.schedule, config.steps)
-            look = (lambda chunks: keep("gradients", 1, chunks)) if step == 0 else None
+            look = partial(keep, "gradients", step) if step in stretch.gradient_steps else None
             result = engine.step(batches, rate, look)
             results.append(asdict(result))
         keep("weights", stretch.last, engine.chunks())

@@ -110,7 +110,7 @@ class Watchdog:
         if self._board is None:
             return
         board = self._board
-        message = str(exception).split("\n")[0]
+        message = str(exception).strip().split("\n")[0]
         text = f"rank {self.rank} ({self.host}) failed in step {self._at.step}, phase {self._at.phase}: "
         _within(_STORE_SECONDS, lambda: board.accuse(f"{text}{type(exception).__name__}: {message}"))
         if self.rank == 0:
@@ -195,11 +195,21 @@ class Watchdog:
 
 def is_peer_failure(exception: BaseException) -> bool:
     """Whether a collective failed because a connection to another rank or to the store broke or timed out."""
+    return _lost_peer(exception) is not None
+
+
+def _lost_peer(exception: BaseException) -> BaseException | None:
+    """Return the broken connection that is `exception` or has caused it; a pipeline's stage wraps what it meets."""
     import torch.distributed
 
-    if isinstance(exception, torch.distributed.DistError):
-        return True
-    return isinstance(exception, RuntimeError) and any(text in str(exception) for text in _LOST_PEER)
+    found: BaseException | None = exception
+    while found is not None:
+        if isinstance(found, torch.distributed.DistError):
+            return found
+        if isinstance(found, RuntimeError) and any(text in str(found) for text in _LOST_PEER):
+            return found
+        found = found.__cause__
+    return None
 
 
 def explain_peer_failure(exception: BaseException, watchdog: Watchdog) -> RunError:
@@ -208,6 +218,7 @@ def explain_peer_failure(exception: BaseException, watchdog: Watchdog) -> RunErr
     It takes up to SILENT_SECONDS: a dead rank is known by its silence.
     """
     why = watchdog.failure()
+    exception = _lost_peer(exception) or exception
     first = str(exception).strip().split("\n")[0].split(". This is typically")[0]
     trace = exception.__traceback__
     while trace is not None and trace.tb_next is not None:

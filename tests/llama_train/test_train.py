@@ -11,6 +11,7 @@ import torch
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError
 from llama_train.__main__ import _lead
+from llama_train.checkpoint.huggingface import import_native
 from llama_train.checkpoint.restore import Checkpoint, open_checkpoint
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.config import TrainConfig
@@ -144,6 +145,20 @@ def test_bf16_keeps_float32_weights_and_follows_float32(tiny: list[str], tmp_pat
     full, half = records(tmp_path / "full"), records(tmp_path / "half")
     differences = [abs(a["loss"] - b["loss"]) for a, b in zip(full, half, strict=True)]
     assert 0 < max(differences) < 1e-2
+
+
+def test_init_optimizer_takes_the_state_too(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train_here([*tiny, "name=first"])
+    taken = [f"checkpoint.init_from={tmp_path / 'first'}", "checkpoint.init_optimizer=true", "steps=1"]
+    train_here([*tiny, "name=second", *taken, "optimizer.learning_rate=0", "optimizer.max_grad_norm=1e-9"])
+    first, second = (open_checkpoint(tmp_path / name / "checkpoints") for name in ("first", "second"))
+    assert (first.state["engine"]["adamw_step"], second.state["engine"]["adamw_step"]) == (12, 13)
+    for name in first.tensors:  # gradients clipped to nothing leave the moments as they were, but for their decay
+        decay = {"exp_avg": 0.9, "exp_avg_sq": 0.95}.get(name.split("/")[1], 1.0)
+        torch.testing.assert_close(whole(second, name), decay * whole(first, name), rtol=1e-4, atol=1e-8)
+    import_native(first, tmp_path / "weights")
+    taken[0] = f"checkpoint.init_from={tmp_path / 'weights'}"
+    assert "is no checkpoint with optimizer state; llama-convert" in refusal([*tiny, "name=third", *taken], capsys)
 
 
 def test_init_from_takes_the_weights_and_a_fresh_optimizer(tiny: list[str], tmp_path: Path) -> None:

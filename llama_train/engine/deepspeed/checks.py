@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import logging
+import os
+import shutil
 from importlib import metadata
 
 from llama_foundation.errors import ConfigError
@@ -20,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 TESTED_VERSION = "0.19.8"
 
-_OURS = ("zero_stage", "offload_optimizer", "offload_parameters", "nvme_path", "config_file")
+DEEPSPEED_SETTINGS = ("zero_stage", "offload_optimizer", "offload_parameters", "nvme_path", "config_file")
 """Settings of EngineConfig that only this engine reads."""
 
 _NATIVE = {
@@ -37,7 +39,7 @@ def check_not_deepspeed(engine: EngineConfig) -> None:
     Raises:
         ConfigError: one of them is set.
     """
-    for name in _OURS:
+    for name in DEEPSPEED_SETTINGS:
         if getattr(engine, name) not in (None, OffloadTo.none):
             raise ConfigError(
                 f"engine.{name}={_shown(getattr(engine, name))} is DeepSpeed's, but engine.name={engine.name.name}; "
@@ -114,19 +116,22 @@ def check_nvme(engine: EngineConfig) -> None:
     """Refuse offloading to NVMe where DeepSpeed cannot read and write files in the background.
 
     Raises:
-        ConfigError: no path, or no libaio.
+        ConfigError: no path, or one that cannot be written to; no libaio, compiler or ninja.
     """
     asked = [name for name in ("offload_optimizer", "offload_parameters") if getattr(engine, name) is OffloadTo.nvme]
     if not asked:
         return
     if engine.nvme_path is None:
         raise ConfigError(f"engine.{asked[0]}=nvme needs engine.nvme_path=DIR, a directory on the NVMe device")
+    if not os.access(engine.nvme_path, os.W_OK | os.X_OK) or not os.path.isdir(engine.nvme_path):
+        raise ConfigError(f"engine.nvme_path={engine.nvme_path} is no directory that can be written to; make it")
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    if not AsyncIOBuilder().is_compatible(verbose=False):
+    if not AsyncIOBuilder().is_compatible(verbose=False) or shutil.which("ninja") is None:
         raise ConfigError(
-            f"engine.{asked[0]}=nvme needs libaio, which DeepSpeed does not find here (apt install libaio-dev); "
-            f"install it, or use engine.{asked[0]}=cpu"
+            f"engine.{asked[0]}=nvme needs libaio with its header, a C++ compiler and ninja, to build DeepSpeed's "
+            "file reader once on every machine (apt install libaio-dev g++; pip install ninja); install them, or use "
+            f"engine.{asked[0]}=cpu"
         )
 
 

@@ -65,13 +65,17 @@ PASSED = frozenset(
 
 IGNORED = frozenset(
     [
+        "dataloader_drop_last",
+        "zero_optimization.elastic_checkpoint",
         "zero_optimization.gather_16bit_weights_on_model_save",
         "zero_optimization.load_from_fp32_weights",
+        "zero_optimization.pipeline_loading_checkpoint",
         "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+        "zero_optimization.stage3_gather_fp16_weights_on_model_save",
         "zero_force_ds_cpu_optimizer",
     ]
 )
-"""Keys about DeepSpeed's own checkpoints and optimizer, which are not used: they mean nothing here."""
+"""Keys about DeepSpeed's own checkpoints, optimizer and loader, which are not used: they mean nothing here."""
 
 REFUSED = {
     "activation_checkpointing": "set engine.activation_checkpointing",
@@ -97,10 +101,15 @@ REFUSED = {
     "scheduler": "set schedule.*",
     "sequence_parallel_size": "not supported; use engine=native with layout.context",
     "sparse_attention": "not supported",
+    "sparse_gradients": "not supported",
     "tensor_parallel": "not supported; use engine=native with layout.tensor",
     "tensorboard": "set logging.tensorboard",
     "torch_autocast": "set engine.precision",
     "wandb": "set logging.wandb",
+    "zero_optimization.cpu_offload": "set engine.offload_optimizer=cpu",
+    "zero_optimization.cpu_offload_param": "set engine.offload_parameters=cpu",
+    "zero_optimization.offload_optimizer.super_offload": "not supported",
+    "zero_optimization.parameter_alignment": "it moves what this engine reads",
     "zero_optimization.zenflow": "its updates are late by some steps",
     "zero_optimization.zero_hpz_partition_size": "not supported; use engine=native with layout.data_replicate",
     "zero_optimization.zero_quantized_gradients": "it changes what is computed",
@@ -137,8 +146,9 @@ _FIXED = {
     "data_types.grad_accum_dtype": "fp32",
     "gradient_predivide_factor": 1.0,
     "prescale_gradients": False,
+    "zero_optimization.offload_optimizer.ratio": 1.0,
 }
-"""Keys that can have one value here: gradients are accumulated and reduced in float32, and summed."""
+"""Keys that can have one value here: gradients are reduced in float32 and summed, and offloading is whole."""
 
 _FREE_WHEN_OFF = ("fp16", "bf16", "bfloat16", *REFUSED)
 """Sections whose other keys mean nothing where `enabled` is false."""

@@ -5,6 +5,7 @@ torch's AdamW on its flat slices.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from llama_foundation.errors import RunError
 from llama_train.config import TrainConfig
 from llama_train.data.batches import MicroBatch
 from llama_train.engine.deepspeed.checks import check_deepspeed, check_nvme
-from llama_train.engine.deepspeed.mend import import_deepspeed
+from llama_train.engine.deepspeed.mend import groups_wait_no_longer, import_deepspeed
 from llama_train.engine.deepspeed.partitions import Piece, find_partitions
 from llama_train.engine.deepspeed.settings import resolve_settings, settings_line
 from llama_train.engine.engine import Chunk, NonFiniteError, StepResult
@@ -44,6 +45,7 @@ class DeepSpeedEngine:
         settings = resolve_settings(config, layout.world_size)
         _check_the_same_everywhere(settings_line(settings), device)
         deepspeed = import_deepspeed(device.type, device.index or 0)
+        groups_wait_no_longer(config.engine.timeout_seconds)
         check_nvme(config.engine)
         # Without it zero.Init would take this rank for the only one; the process group is there already.
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
@@ -58,8 +60,9 @@ class DeepSpeedEngine:
             for block in self.model.blocks():
                 block.compile()
         self.held = find_partitions(self.zero, names)
-        for master in self.held.masters:
-            self.optimizer.state[master] = first_state(master.detach())
+        for number, master in enumerate(self.held.masters):
+            with self.held.present(number, state=True):
+                self.optimizer.state[master] = first_state(master.detach())
         self._fill(config)
 
     def step(
@@ -101,21 +104,19 @@ class DeepSpeedEngine:
         return float(totals[0]), int(totals[1])
 
     def chunks(self, optimizer: bool = True) -> Iterator[Chunk]:
-        for piece in self.held.pieces:
-            master = self.held.masters[piece.master]
-            yield from _part(piece, f"weights/{piece.name}", master)
-            if optimizer:
-                for moment in MOMENTS:
-                    state = self.optimizer.state[master][moment]
-                    yield from _part(piece, f"optimizer/{moment}/{piece.name}", state)
+        return self._chunks(optimizer, changed=False)
 
     @torch.no_grad()
     def load_chunks(self, chunks: Iterable[Chunk]) -> None:
-        targets = {(target.name, target.offsets): target.tensor for target in self.chunks()}
-        for chunk in chunks:
-            target = targets[chunk.name, chunk.offsets]
-            assert target.shape == chunk.tensor.shape, chunk.name
-            target.copy_(chunk.tensor)
+        # In the order of `chunks()`, some left out: what lies on NVMe is in memory only while it is passed.
+        loaded = iter(chunks)
+        chunk = next(loaded, None)
+        for target in self._chunks(optimizer=True, changed=True):
+            if chunk is not None and (chunk.name, chunk.offsets) == (target.name, target.offsets):
+                assert target.tensor.shape == chunk.tensor.shape, chunk.name
+                target.tensor.copy_(chunk.tensor)
+                chunk = next(loaded, None)
+        assert chunk is None, f"{chunk.name} is not held, or comes too late"
         self.held.publish()
 
     def scalars(self) -> dict[str, Any]:
@@ -130,11 +131,23 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def _fill(self, config: TrainConfig) -> None:
         """Start the masters from the initial values themselves: DeepSpeed's own have been rounded to bf16."""
-        for chunk in self.chunks(optimizer=False):
+        for chunk in self._chunks(optimizer=False, changed=True):
             name = chunk.name.removeprefix("weights/")
             shape, offsets, lengths = chunk.shape, chunk.offsets, tuple(chunk.tensor.shape)
             chunk.tensor.copy_(initial_values(config.seed, name, shape, offsets, lengths, config.model))
         self.held.publish()
+
+    def _chunks(self, optimizer: bool, changed: bool) -> Iterator[Chunk]:
+        """Yield what `chunks` yields; `changed`: what is written into them lasts."""
+        for master, pieces in itertools.groupby(self.held.pieces, key=lambda piece: piece.master):
+            with self.held.present(master, state=changed):
+                weights = self.held.masters[master]
+                for piece in pieces:
+                    yield from _part(piece, f"weights/{piece.name}", weights)
+                    if optimizer:
+                        for moment in MOMENTS:
+                            state = self.optimizer.state[weights][moment]
+                            yield from _part(piece, f"optimizer/{moment}/{piece.name}", state)
 
     def _forward_backward(self, micro_batches: list[MicroBatch], divisor: int) -> torch.Tensor:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -154,27 +167,32 @@ class DeepSpeedEngine:
     def _gradient_norm(self) -> float:
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for chunk in self._gradient_chunks():
-            squares += torch.linalg.vector_norm(chunk.tensor, dtype=torch.float64).to(self.device) ** 2
+            rows = torch.linalg.vector_norm(chunk.tensor, dim=-1)  # as in the native engine
+            squares += rows.double().square().sum().to(self.device)
         dist.all_reduce(squares)
         return math.sqrt(float(squares))
 
     def _gradient_chunks(self) -> Iterator[Chunk]:
-        placed = [self.held.gradients(master) for master in range(len(self.held.masters))]
-        for piece in self.held.pieces:
-            yield from piece.chunks(f"gradients/{piece.name}", piece.flat_among(placed[piece.master]))
+        for master, pieces in itertools.groupby(self.held.pieces, key=lambda piece: piece.master):
+            with self.held.present(master):
+                placed = self.held.gradients(master)
+                for piece in pieces:
+                    yield from piece.chunks(f"gradients/{piece.name}", piece.flat_among(placed))
 
     @torch.no_grad()
     def _scale_gradients(self, factor: float) -> None:
         for master in range(len(self.held.masters)):
-            for _, gradient in self.held.gradients(master):
-                gradient.mul_(factor)
+            with self.held.present(master, gradients=True):
+                for _, gradient in self.held.gradients(master):
+                    gradient.mul_(factor)
 
     @torch.no_grad()
     def _discard_step(self) -> None:
         """Let DeepSpeed skip this step, as it does when gradients are not finite, and clear what it has gathered."""
         for master in range(len(self.held.masters)):
-            for _, gradient in self.held.gradients(master):
-                gradient.fill_(math.nan)
+            with self.held.present(master, gradients=True):
+                for _, gradient in self.held.gradients(master):
+                    gradient.fill_(math.nan)
         for parameter in getattr(self.zero, "norm_for_param_grads", {}):  # offloaded, these are what it looks at
             self.zero.norm_for_param_grads[parameter] = torch.tensor(math.inf)
         self.deepspeed.step()

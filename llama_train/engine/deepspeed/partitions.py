@@ -6,6 +6,7 @@ in one of the flat float32 tensors that AdamW updates: the masters. Names of att
 """
 
 import bisect
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,7 +69,14 @@ class Partitions(Protocol):
     """The masters of this rank, and what lies where in them."""
 
     masters: list[torch.Tensor]
-    pieces: list[Piece]
+    pieces: list[Piece]  # master after master
+
+    def present(self, master: int, state: bool = False, gradients: bool = False) -> contextlib.AbstractContextManager:
+        """Bring a master, its optimizer state and its gradients into memory, for as long as this lasts.
+
+        Args:
+            state, gradients: whether what was changed in these (the master counts as state) is to last.
+        """
 
     def gradients(self, master: int) -> list[tuple[int, torch.Tensor]]:
         """Return (position, gradient) of a master's elements after the last backward pass; what fills up, too."""
@@ -93,7 +101,14 @@ def find_partitions(zero: Any, names: dict[torch.nn.Parameter, str]) -> Partitio
     raise AssertionError(type(zero))
 
 
-class _FlatGroups:
+class _InMemory:
+    """Masters that are always there."""
+
+    def present(self, master: int, state: bool = False, gradients: bool = False) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+
+class _FlatGroups(_InMemory):
     """ZeRO 1 and 2."""
 
     def __init__(self, zero: Any, names: dict[torch.nn.Parameter, str]) -> None:
@@ -113,7 +128,7 @@ class _FlatGroups:
         self.zero.update_lp_params()
 
 
-class _Bf16Groups:
+class _Bf16Groups(_InMemory):
     """ZeRO-1 in bf16 with gradients in float32, for which DeepSpeed has a class of its own."""
 
     def __init__(self, zero: Any, names: dict[torch.nn.Parameter, str]) -> None:
@@ -151,6 +166,17 @@ class _CutParameters:
                     self.pieces.append(Piece(names[parameter], shape, start, length, number, position))
                 position += share
 
+    @contextlib.contextmanager
+    def present(self, master: int, state: bool = False, gradients: bool = False) -> Iterator[None]:
+        if not self.zero._swappable_optimizer_subgroup(master):  # not on NVMe, or too small for it
+            yield
+            return
+        self.zero._optimizer_states_and_gradient_swap_in(master)
+        try:
+            yield
+        finally:
+            self.zero._writeback_swap_state(master, write_opt_state=state, write_gradients=gradients)
+
     def gradients(self, master: int) -> list[tuple[int, torch.Tensor]]:
         if self.zero.offload_optimizer:
             return [(0, self.masters[master].grad)]
@@ -159,7 +185,8 @@ class _CutParameters:
     def publish(self) -> None:
         self.zero._partition_all_parameters()
         for master in range(len(self.masters)):
-            self.zero._reassign_or_swap_out_partitioned_parameters(master)
+            with self.present(master):
+                self.zero._reassign_or_swap_out_partitioned_parameters(master)
         kept_whole = self.zero.persistent_parameters
         if kept_whole:
             kept_whole[0].all_gather(kept_whole)

@@ -4,14 +4,18 @@ Only JSON values here: DeepSpeed is not imported.
 """
 
 import json
+import math
 from typing import Any
 
 from llama_train.config import EngineConfig, OffloadTo, Precision, TrainConfig
 from llama_train.engine.deepspeed.config_file import read_config_file
+from llama_train.model.names import parameter_shapes
 from llama_train.model.size import parameter_count
 
 SETTINGS_FILE = "deepspeed.json"
 """In the run directory: what DeepSpeed was given."""
+
+_BUFFER_STEP = 1 << 18  # elements: 1 MiB in float32, below which DeepSpeed writes nothing to files
 
 _LARGEST_BUCKET = 500_000_000  # elements: DeepSpeed's own default
 
@@ -43,6 +47,10 @@ def _ours(config: TrainConfig, world_size: int) -> dict[str, Any]:
         zero["offload_optimizer"] = _offload(engine, engine.offload_optimizer, config.cluster.device)
     if engine.offload_parameters is not OffloadTo.none:
         zero["offload_param"] = _offload(engine, engine.offload_parameters, config.cluster.device)
+        if engine.offload_parameters is OffloadTo.nvme:
+            # It allocates five of these; its own default is 100 million elements each.
+            largest = max(math.prod(shape) for shape in parameter_shapes(config.model).values())
+            zero["offload_param"]["buffer_size"] = -(-largest // _BUFFER_STEP) * _BUFFER_STEP
     settings: dict[str, Any] = {
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": micro,

@@ -114,6 +114,17 @@ def test_a_file_that_breaks_off_keeps_what_was_before(tmp_path, suffix):
     assert problems == {"damaged_file": [len(found)]}
 
 
+def test_a_small_file_that_breaks_off_keeps_what_was_before(tmp_path):
+    generator = random.Random(1)
+    texts = ["".join(generator.choices("abcdefghij \n", k=300)) for _ in range(40)]
+    path = write(tmp_path / "a.jsonl.gz", records(texts))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found, problems = read(path)
+    assert 10 < len(found) < 30
+    assert found == dict(enumerate(texts[: len(found)]))
+    assert problems == {"damaged_file": [len(found)]}
+
+
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
 def test_a_flipped_byte_or_a_wrong_suffix_is_counted(tmp_path, suffix):
     path = tmp_path / f"a.jsonl.{suffix}"
@@ -170,3 +181,10 @@ def test_an_empty_file_holds_nothing(tmp_path, suffix):
     assert read(write(tmp_path / f"a.{suffix}", b"")) == ({}, {})
     (tmp_path / f"b.{suffix}").touch()
     assert read(tmp_path / f"b.{suffix}") == ({}, {})
+
+
+def test_the_size_of_a_long_line_is_not_masked_as_a_phone_number(tmp_path):
+    path = write(tmp_path / "a.jsonl", records(["a" * 1_200_000]))
+    _, statistics = read_whole(path, max_line_bytes=2**20)
+    [example] = statistics.examples["read.line_too_long"]
+    assert example["text"] == "a line of 1,200,012 bytes"

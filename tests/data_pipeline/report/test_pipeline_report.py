@@ -102,6 +102,21 @@ def test_the_report_shows_problems_hosts_duplicates_licenses_and_personal_data(p
     assert "12 × lines" in text
 
 
+def test_the_report_shows_what_the_corpus_holds_of_each_benchmark(tmp_path):
+    config = compose("data", DataPipelineConfig, ["input.paths=[a.jsonl]", "output=out"])
+    before = {"contaminated": 12, "clean": 180, "dirty": 5, "matched_words": 900}
+    after = {"contaminated": 2, "clean": 198, "dirty": 0, "matched_words": 90}
+    probe = {"examples": 200, "words": 4000, "too_short": 7, "before": before, "after": after}
+    told = {"definition": "llama3", "action": "cut", "ngram": 8, "min_share": 0.5, "mismatches": 0}
+    write_report(tmp_path / "report.html", config, stages(), {**told, "benchmarks": {"pro<be": probe}})
+    checker = Checker()
+    checker.feed((tmp_path / "report.html").read_text())
+    text = " ".join(checker.text.split())
+    assert checker.open == []
+    assert "pro<be200712(6.0%)2(1.0%)5(2.5%)0(0.0%)" in text.replace(" ", "")
+    assert "8 words in a row, 50.0 % of an example (definition llama3, action cut)" in text
+
+
 def test_what_may_offend_is_hidden_until_asked_for(page):
     place = page.index("something dirty")
     before = page[:place]

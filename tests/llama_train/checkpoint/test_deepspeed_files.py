@@ -30,8 +30,28 @@ def weights() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in parameter_shapes(MODEL).items()}
 
 
-def write(directory: Path, stage: int, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Write what WORLD ranks would: two groups, matrices and norms."""
+def moments(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the tests write as AdamW's state: other numbers for every tensor."""
+    return {f"optimizer/exp_avg/{name}": tensor + 1 for name, tensor in tensors.items()} | {
+        f"optimizer/exp_avg_sq/{name}": tensor * 2 for name, tensor in tensors.items()
+    }
+
+
+def adamw(parts: list[torch.Tensor], how: str) -> dict[str, Any]:
+    """Return AdamW's state after 7 updates as torch's, DeepSpeed's own and an elastic one are saved."""
+    state: dict[Any, Any] = {n: {"exp_avg": part + 1, "exp_avg_sq": part * 2} for n, part in enumerate(parts)}
+    if how == "elastic":
+        return {"base_optimizer_state": list(state.values()), "base_optimizer_state_step": 7}
+    if how == "in the groups":
+        return {"base_optimizer_state": {"state": state, "param_groups": [{"step": 7, "params": [0]}]}}
+    for moments in state.values():
+        moments["step"] = torch.tensor(7.0)
+    key = "optimizer_state_dict" if how == "stage 3" else "base_optimizer_state"
+    return {key: {"state": state, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.95), "params": [0]}]}}
+
+
+def write(directory: Path, stage: int, prefix: str = "", how: str | None = None) -> dict[str, torch.Tensor]:
+    """Write what WORLD ranks would: two groups, matrices and norms; `how` AdamW's state is saved, if at all."""
     tensors = weights()
     groups = [[name for name in tensors if not is_norm(name)], [name for name in tensors if is_norm(name)]]
     tag = directory / "global_step7"
@@ -58,6 +78,7 @@ def write(directory: Path, stage: int, prefix: str = "") -> dict[str, torch.Tens
     key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
     for rank in range(WORLD):
         state = {key: parts[rank], "zero_stage": stage, "partition_count": WORLD if stage == 3 else [WORLD, WORLD]}
+        state |= adamw(parts[rank], how) if how else {}
         torch.save({"optimizer_state_dict": state, "ds_config": {}}, optimizer_file(tag, rank))
     torch.save({"module": {}, "param_shapes": shapes}, tag / "mp_rank_00_model_states.pt")
     return tensors
@@ -81,6 +102,33 @@ def test_master_weights_of_every_stage_are_read_as_they_were(tmp_path: Path, sta
     assert torch.equal(source.read(f"weights/{name}", (2, 1), (5, 3)), tensors[name][2:7, 1:4])
 
 
+@pytest.mark.parametrize(("stage", "how"), [(1, "state"), (2, "in the groups"), (2, "elastic"), (3, "stage 3")])
+def test_the_state_of_adamw_comes_along(tmp_path: Path, stage: int, how: str) -> None:
+    tensors = write(tmp_path / "in", stage, how=how)
+    expected = moments(tensors) | {f"weights/{name}": tensor for name, tensor in tensors.items()}
+    import_native(open_weights(tmp_path / "in"), tmp_path / "out")
+    made = open_checkpoint(tmp_path / "out")
+    assert made.tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(whole(made, name), tensor), name
+    assert made.state["engine"] == {"adamw_step": 7}
+    import_native(open_weights(tmp_path / "in"), tmp_path / "rounded", torch.bfloat16)
+    rounded = open_checkpoint(tmp_path / "rounded")
+    assert rounded.tensors.keys() == {f"weights/{name}" for name in tensors} and "engine" not in rounded.state
+
+
+def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 2, how="state")
+    tag = tmp_path / "global_step7"
+    state = torch.load(optimizer_file(tag, 1))["optimizer_state_dict"]["base_optimizer_state"]["state"]
+    rewrite(tag, 1, {"base_optimizer_state": {"state": state | {1: state[1] | {"step": torch.tensor(8.0)}}}})
+    with pytest.raises(CheckpointError, match=r"different numbers of updates: \[7.0, 8.0\]"):
+        open_weights(tmp_path)
+    rewrite(tag, 1, adamw([torch.zeros(1)] * 2, "state"))
+    with pytest.raises(CheckpointError, match=r"rank_1.*exp_avg of group 0 is shorter than the weights"):
+        open_weights(tmp_path)
+
+
 def test_llama_convert_makes_a_checkpoint_of_it(tmp_path: Path) -> None:
     tensors = write(tmp_path / "in", 3)
     import_native(open_weights(tmp_path / "in" / "global_step7"), tmp_path / "out")
@@ -95,10 +143,21 @@ def test_universal_checkpoints_are_read(tmp_path: Path) -> None:
         place = tmp_path / "zero" / name
         place.mkdir(parents=True)
         torch.save({"param": tensor, "cat_dim": 0}, place / "fp32.pt")
+        for kind in ("exp_avg", "exp_avg_sq"):
+            torch.save({"param": moments(tensors)[f"optimizer/{kind}/{name}"]}, place / f"{kind}.pt")
+        torch.save(torch.tensor(7.0), place / "step.pt")
     (tmp_path / "config.json").write_text(json.dumps(to_huggingface(MODEL, "float32", 1, 2)))
     source = open_weights(tmp_path)
-    for name, tensor in tensors.items():
-        assert torch.equal(source.read(f"weights/{name}", (0,) * tensor.ndim, tuple(tensor.shape)), tensor)
+    expected = moments(tensors) | {f"weights/{name}": tensor for name, tensor in tensors.items()}
+    assert source.tensors.keys() == expected.keys() and source.adamw_step == 7
+    for name, tensor in expected.items():
+        assert torch.equal(source.read(name, (0,) * tensor.ndim, tuple(tensor.shape)), tensor)
+    for written, message in (("seven", "holds a str, not a number"), (Evil(), "names posix.system")):
+        torch.save(written, tmp_path / "zero" / "lm_head.weight" / "step.pt")
+        with pytest.raises(CheckpointError, match=message):
+            open_weights(tmp_path)
+    (tmp_path / "zero" / "lm_head.weight" / "step.pt").unlink()
+    assert open_weights(tmp_path).tensors.keys() == {f"weights/{name}" for name in tensors}
 
 
 class Evil:

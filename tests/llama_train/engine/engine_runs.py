@@ -26,6 +26,7 @@ class Leg:
     last: int
     resume: Path | None = None
     gradients: bool = False  # whether those of the first step are kept
+    saved_by_deepspeed: bool = False  # whether DeepSpeed leaves a checkpoint of its own in ds/ at the end
     poisoned: int = -1  # a step whose gradients are made NaN; it is taken again after the refusal
 
 
@@ -35,7 +36,7 @@ def run_leg(leg: Leg, directory: Path) -> list[dict[str, Any]]:
     (directory / "meeting").unlink(missing_ok=True)  # of a leg before
     (directory / "config.yaml").write_text(compose.dump(leg.config))
     what = {"first": leg.first, "last": leg.last, "resume": str(leg.resume or ""), "gradients": leg.gradients}
-    what["poisoned"] = leg.poisoned
+    what |= {"poisoned": leg.poisoned, "saved_by_deepspeed": leg.saved_by_deepspeed}
     (directory / "leg.json").write_text(json.dumps(what))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llama_train.engine.native", "deepspeed"])
@@ -123,6 +124,8 @@ def train(directory: Path, rank: int, size: int) -> None:
             result = engine.step(batches, rate, look)
             steps.append(dataclasses.asdict(result))
         keep(directory, leg["last"], engine.chunks())
+        if leg["saved_by_deepspeed"]:
+            engine.deepspeed.save_checkpoint(str(directory / "ds"))
         loss, tokens = engine.evaluate(order.local_micro_batches(0, layout.data_rank, layout.data_world, 1))
         if rank == 0:
             (directory / "evaluated.json").write_text(json.dumps([loss, tokens]))

@@ -90,11 +90,14 @@ def test_the_pinned_extra_is_the_version_that_was_tested() -> None:
     assert pinned and all(f"=={TESTED_VERSION}" in each for each in pinned)
 
 
-def test_nvme_is_refused_without_a_path_and_without_libaio(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvme_is_refused_without_a_path_and_without_libaio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = deepspeed("engine.zero_stage=3", "engine.offload_optimizer=nvme").engine
     with pytest.raises(ConfigError, match=r"engine.offload_optimizer=nvme needs engine.nvme_path=DIR"):
         check_nvme(engine)
-    engine.nvme_path = "/tmp"
+    engine.nvme_path = "/nowhere"
+    with pytest.raises(ConfigError, match=r"engine.nvme_path=/nowhere is no directory that can be written to"):
+        check_nvme(engine)
+    engine.nvme_path = str(tmp_path)
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose=False: False)
@@ -160,6 +163,7 @@ def test_a_usual_ds_config_is_taken_over(tmp_path: Path) -> None:
         ({"scheduler": {"type": "WarmupLR"}}, r"scheduler: set schedule"),
         ({"activation_checkpointing": {"partition_activations": True}}, r"set engine.activation_checkpointing"),
         ({"sequence_parallel_size": 2}, r"sequence_parallel_size: not supported; use engine=native"),
+        ({"zero_optimization": {"cpu_offload": True}}, r"cpu_offload: set engine.offload_optimizer=cpu"),
         ({"zero_optimization": {"overlap_com": True}}, r"overlap_com is not .*did you mean .*overlap_comm\?"),
         ({"zero_optimisation": {"stage": 2}}, r"zero_optimisation.stage is not .*did you mean zero_optimization.stage"),
         ({"qwertz": 1}, r"qwertz is not a key that this engine knows; take it out"),

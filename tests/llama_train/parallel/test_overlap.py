@@ -41,6 +41,7 @@ def test_the_compiler_would_fuse_every_message_of_a_block(
 ) -> None:
     # The fused operations run on GPUs only; torch looks for what it can fuse on any graph.
     from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.fx_passes.micro_pipeline_tp import micro_pipeline_tp_pass
     from torch._inductor.fx_passes.post_grad import view_to_reshape
@@ -61,7 +62,7 @@ def test_the_compiler_would_fuse_every_message_of_a_block(
         micro_pipeline_tp_pass(ours.graph)
         names = [str(node.target).removesuffix(".default").rpartition(".")[2] for node in ours.graph.nodes]
         messages.append(Counter(n for n in names if n.startswith(("fused", "all_gather", "reduce_scatter"))))
-        return graph_module.forward
+        return make_boxed_func(graph_module.forward)
 
     backend = aot_autograd(fw_compiler=look, bw_compiler=look, decompositions=select_decomp_table())
     hidden = torch.randn(2, 16, 256, dtype=torch.bfloat16, requires_grad=True)

@@ -11,7 +11,9 @@ EXACT = Differences(0.0, 0.0, 0.0, 0.0, "model.layers.3.post_attention_layernorm
 GOOD = Outcome("pp2 zero_bubble_v, 8 micro-batches", "native", 4, "cpu", EXACT, FLOAT64, 123.4)
 ABOUT = {
     "matrix": "full",
+    "engine": "native",
     "precision": "fp64",
+    "tolerance": "nothing",
     "date": "2026-11-22",
     "torch": "2.13.0",
     "python": "3.11.9",
@@ -51,3 +53,12 @@ def test_the_markdown_table_has_date_versions_and_what_was_not_run() -> None:
     for expected in ("2026-11-22", "torch 2.13.0", "1 of 1 passed, in 2 minutes", "- float8: not proven"):
         assert expected in text
     assert text.splitlines()[-1].startswith("| pp2 zero_bubble_v, 8 micro-batches | native | 4 | 0 | 0 | 3.post")
+
+
+def test_engines_that_alternate_are_mixed_in_a_row_and_spelled_out_elsewhere() -> None:
+    engines = "native → ZeRO-3 → native"
+    found = dataclasses.replace(GOOD, engine=engines, clipped_steps=20)
+    assert len(row(found)) <= 100 and " mixed " in row(found)
+    about = ABOUT | {"engine": "deepspeed", "deepspeed": "0.19.8"}
+    assert f"| {engines} |" in markdown([found], about, []) and "deepspeed 0.19.8" in markdown([found], about, [])
+    assert as_json(found)["engine"] == engines and as_json(found)["clipped_steps"] == 20

@@ -15,7 +15,7 @@ from watchdog_job import run_rank
 
 from llama_foundation.errors import RunError
 from llama_train.survive.beats import Beat, culprit
-from llama_train.survive.watchdog import LEAVE_SECONDS, Watchdog, is_peer_failure
+from llama_train.survive.watchdog import LEAVE_SECONDS, Watchdog, explain_peer_failure, is_peer_failure
 
 DEADLINE = 3.0
 WITHIN = DEADLINE + 3.0 + 2 * LEAVE_SECONDS
@@ -171,6 +171,16 @@ def test_other_errors_are_not_taken_for_a_lost_peer():
     assert is_peer_failure(RuntimeError("[gloo/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:35413"))
     assert not is_peer_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_peer_failure(OSError("Connection reset by peer"))
+
+
+def test_a_lost_peer_is_known_inside_of_what_a_pipelines_stage_raises(tmp_path):
+    lost = RuntimeError("[gloo/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:35413")
+    wrapped = RuntimeError("\n            [Stage 1] failed to run forward")
+    wrapped.__cause__ = lost
+    assert is_peer_failure(wrapped)
+    watchdog = Watchdog(0, 1, None, 60.0, "here", tmp_path)
+    watchdog.failure = lambda: "rank 2 (there) is dead or stopped"
+    assert str(explain_peer_failure(wrapped, watchdog)).endswith("by: " + str(lost))
 
 
 def test_a_user_error_leaves_the_watchdog_as_it_is(tmp_path):
