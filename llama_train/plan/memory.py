@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 from llama_train.config import (
     ActivationCheckpointing,
-    AttentionName,
-    ContextMethod,
     EngineConfig,
     EngineName,
     ModelConfig,
@@ -26,6 +24,7 @@ from llama_train.config import (
 )
 from llama_train.parallel.layout import Layout
 from llama_train.parallel.stages import layers_per_stage, splits_backward, stage_layers, stage_ranks
+from llama_train.plan.activations import compute_bytes, has_dense_mask, kept_by_layer, kept_by_layers, kept_by_products
 
 MARGIN = 0.05
 """Assumed: the share of a device's memory that the caching allocator loses in pieces that fit nothing."""
@@ -91,11 +90,14 @@ def rank_memory(
     tokens = layout.micro_batch_size * sequence_length // layout.context
     in_flight = micro_batches_in_flight(layout, micro_batches, pipeline_rank)
     states = _states(config, layout, len(held), first, last)
-    kept = [(name, size * in_flight, why) for name, size, why in _kept(config, layout, tokens, sequence_length, held)]
+    kept = [
+        (name, size * in_flight, why)
+        for name, size, why in kept_by_layers(config, layout, tokens, sequence_length, held)
+    ]
     if layout.pipeline > 1:
         boundary = _boundary(config, layout, tokens, pipeline_rank)
         kept.append(("stage inputs and outputs", boundary * in_flight, "2·n·D/t each"))
-    if _dense_mask(config, layout):
+    if has_dense_mask(config, layout):
         mask = layout.micro_batch_size * (sequence_length // layout.context) * sequence_length
         kept.append(("document mask", mask * in_flight, "n·S bytes"))
         states.append(
@@ -208,11 +210,6 @@ def _stage_counts(shape: tuple[int, ...], stages: int, chosen: tuple[int, ...] |
     return layers_per_stage(model, stages, None if chosen is None else list(chosen))
 
 
-def compute_bytes(engine: EngineConfig) -> int:
-    """Bytes of an element that is computed with."""
-    return {Precision.bf16: 2, Precision.fp32: 4, Precision.fp64: 8}[engine.precision]
-
-
 def _states(config: TrainConfig, layout: Layout, layers: int, first: bool, last: bool) -> list[Term]:
     """Weights, gradients and optimizer: Rajbhandari et al. 2020 (ZeRO), section 3.1, cut over the shard ranks."""
     engine = config.engine
@@ -249,91 +246,6 @@ def _zero_states(engine: EngineConfig, layout: Layout, whole: int) -> list[Term]
     ]
 
 
-def _kept(
-    config: TrainConfig, layout: Layout, tokens: int, length: int, held: list[int]
-) -> Iterator[tuple[str, int, str]]:
-    """Yield (name, bytes of one micro-batch in all of the rank's layers, formula)."""
-    engine = config.engine
-    mode = engine.activation_checkpointing
-    recomputed = sum(1 for number, _ in enumerate(held) if _is_recomputed(engine, number))
-    whole = len(held) - recomputed
-    inputs = tokens * config.model.hidden_size * compute_bytes(engine) // layout.tensor
-    yield "layer inputs", recomputed * inputs, "2·n·D/t, of recomputed layers"
-    if mode is ActivationCheckpointing.selective:
-        for name, size, why in _kept_by_products(config, layout, tokens, length):
-            yield name, size * recomputed, why
-    for name, size, why in _kept_by_layer(config, layout, tokens, length):
-        yield name, size * whole, why
-
-
-def _is_recomputed(engine: EngineConfig, number: int) -> bool:
-    match engine.activation_checkpointing:
-        case ActivationCheckpointing.none:
-            return False
-        case ActivationCheckpointing.every_n:
-            return number % engine.activation_checkpointing_every == 0
-        case _:
-            return True
-
-
-def _kept_by_layer(config: TrainConfig, layout: Layout, tokens: int, length: int) -> Iterator[tuple[str, int, str]]:
-    """What a layer keeps when nothing of it is computed again."""
-    model, engine, t = config.model, config.engine, layout.tensor
-    b = compute_bytes(engine)
-    wide = max(b, 4)
-    D, F = model.hidden_size, model.ffn_size
-    if engine.compile:
-        # The compiler keeps the sums that a norm begins with and computes the norm again (AOTAutograd's min-cut).
-        yield "norms", 2 * tokens * (b * D + wide) // t, "2·n·D/t each, their inputs, and a factor per token"
-    else:
-        yield "norms", 2 * tokens * (wide * D + b * D + wide) // t, "(4 + 2)·n·D/t each, and a factor per token"
-    yield "inputs of the projections", 2 * tokens * b * D, "2·n·D for attention and for feed-forward, on every rank"
-    yield "attention", _attention(config, layout, tokens, length), "queries, keys, values, results; a sum per head"
-    products = 3 if engine.compile else 4
-    yield "feed-forward", tokens * products * b * F // t, f"{products} of 2·n·F/t: gate, up, what they give"
-
-
-def _attention(config: TrainConfig, layout: Layout, tokens: int, length: int) -> int:
-    model, engine, t = config.model, config.engine, layout.tensor
-    b = compute_bytes(engine)
-    heads = model.heads // t
-    keys = max(model.kv_heads // t, 1) * model.head_dim
-    queries = heads * model.head_dim
-    sums = 4 * heads * tokens
-    method = layout.config.context_method
-    if layout.context > 1 and method is ContextMethod.all_gather:
-        # Two pieces of queries, whose keys are on average all of the sequence and half a piece; repeated for the heads.
-        seen = layout.micro_batch_size * (length + length // (2 * layout.context))
-        if _masks(config):
-            seen = layout.micro_batch_size * length
-        return b * 2 * queries * tokens + b * 2 * queries * seen + sums
-    if layout.context > 1 and method is ContextMethod.ring:
-        return tokens * b * (3 * queries + 2 * keys) + sums  # the results twice: as they are put together, and in order
-    repeated = (_masks(config) and engine.attention is AttentionName.sdpa) or b > 2
-    kept_keys = queries if repeated else keys
-    return tokens * b * (2 * queries + 2 * kept_keys) + sums
-
-
-def _masks(config: TrainConfig) -> bool:
-    return config.data.document_masks
-
-
-def _dense_mask(config: TrainConfig, layout: Layout) -> bool:
-    gathers = layout.context > 1 and layout.config.context_method is ContextMethod.all_gather
-    return _masks(config) and (config.engine.attention is AttentionName.sdpa or gathers)
-
-
-def _kept_by_products(config: TrainConfig, layout: Layout, tokens: int, length: int) -> Iterator[tuple[str, int, str]]:
-    """What `selective` keeps: the results of matrix products and of attention (parallel/activations.py)."""
-    model, t = config.model, layout.tensor
-    b = compute_bytes(config.engine)
-    queries, keys = model.heads * model.head_dim // t, max(model.kv_heads // t, 1) * model.head_dim
-    attention = tokens * b * (2 * queries + 2 * keys) + 4 * (model.heads // t) * tokens
-    yield "attention", attention, "queries, keys, values, results; a sum per head"
-    yield "feed-forward", tokens * b * 2 * model.ffn_size // t, "gate and up"
-    yield "sublayer outputs", tokens * b * 2 * model.hidden_size, "2·2·n·D: results of o_proj and down_proj"
-
-
 def _boundary(config: TrainConfig, layout: Layout, tokens: int, pipeline_rank: int) -> int:
     """What a rank's stages were given and have passed on, of one micro-batch."""
     ranks = stage_ranks(layout)
@@ -366,9 +278,9 @@ def _in_backward(
         yield Term("gradients of activations", 2 * tokens * b * model.hidden_size, "2·2·n·D")
         return
     if engine.activation_checkpointing is not ActivationCheckpointing.none:
-        again = sum(size for _, size, _ in _kept_by_layer(config, layout, tokens, length))
+        again = sum(size for _, size, _ in kept_by_layer(config, layout, tokens, length))
         if engine.activation_checkpointing is ActivationCheckpointing.selective:
-            again -= sum(size for _, size, _ in _kept_by_products(config, layout, tokens, length))
+            again -= sum(size for _, size, _ in kept_by_products(config, layout, tokens, length))
         yield Term("a layer computed again", max(again, 0), "what it keeps without recomputation")
     yield Term(
         "gradients of activations", tokens * b * (3 * model.ffn_size // t + model.hidden_size), "2·n·(3·F/t + D)"

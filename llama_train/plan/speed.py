@@ -20,9 +20,9 @@ from llama_train.config import (
 )
 from llama_train.parallel.layout import Layout
 from llama_train.parallel.stages import V_SCHEDULES, stage_ranks
+from llama_train.plan.activations import compute_bytes
 from llama_train.plan.hardware import Hardware
 from llama_train.plan.memory import (
-    compute_bytes,
     layer_elements,
     rank_parameters,
     reduces_every,

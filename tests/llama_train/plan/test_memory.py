@@ -10,8 +10,9 @@ from llama_train.config import ActivationCheckpointing, LayoutConfig, PipelineSc
 from llama_train.parallel.bubble import _order, ideal_bubble
 from llama_train.parallel.layout import Layout
 from llama_train.parallel.resolve import resolve_layout
+from llama_train.plan.activations import kept_by_layer
 from llama_train.plan.exact import Exact, LiveBytes, measure
-from llama_train.plan.memory import Memory, _kept_by_layer, micro_batches_in_flight, rank_memory
+from llama_train.plan.memory import Memory, micro_batches_in_flight, rank_memory
 from llama_train.plan.speed import bubble_share
 
 LLAMA2_7B = "experiment=llama2_7b"
@@ -53,7 +54,7 @@ def test_what_a_layer_keeps_is_exact_to_the_byte() -> None:
         overrides = [LLAMA2_7B, f"model.layers={layers}", "engine.precision=bf16", "data.shards=x"]
         config = compose("train", TrainConfig, overrides)
         kept[layers] = measure(config, 8, 0, 1, 1).kept
-    formula = sum(size for _, size, _ in _kept_by_layer(config, resolve_layout(config, 8), 4096, 4096))
+    formula = sum(size for _, size, _ in kept_by_layer(config, resolve_layout(config, 8), 4096, 4096))
     # A layer of Llama 2 7B, counted by hand: 2 norms of 6·D + 4, 2 inputs of 2·D, 4 of 2·D and 4·H, 4 of 2·F a token.
     by_hand = 4096 * (2 * (6 * 4096 + 4) + 2 * 2 * 4096 + 4 * 2 * 4096 + 4 * 32 + 4 * 2 * 11008)
     assert (kept[4] - kept[2]) // 2 == formula == by_hand
