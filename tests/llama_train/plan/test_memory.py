@@ -7,6 +7,7 @@ import torch
 
 from llama_foundation.compose import compose
 from llama_train.config import ActivationCheckpointing, LayoutConfig, PipelineSchedule, TrainConfig
+from llama_train.model.llama import Block, rotation
 from llama_train.parallel.bubble import _order, ideal_bubble
 from llama_train.parallel.layout import Layout
 from llama_train.parallel.resolve import resolve_layout
@@ -58,6 +59,31 @@ def test_what_a_layer_keeps_is_exact_to_the_byte() -> None:
     # A layer of Llama 2 7B, counted by hand: 2 norms of 6·D + 4, 2 inputs of 2·D, 4 of 2·D and 4·H, 4 of 2·F a token.
     by_hand = 4096 * (2 * (6 * 4096 + 4) + 2 * 2 * 4096 + 4 * 2 * 4096 + 4 * 32 + 4 * 2 * 11008)
     assert (kept[4] - kept[2]) // 2 == formula == by_hand
+
+
+def test_what_a_compiled_layer_keeps_is_what_the_partitioner_keeps() -> None:
+    overrides = ["model=tiny", "model.layers=1", "model.hidden_size=512", "model.heads=8", "model.kv_heads=2"]
+    overrides += ["model.ffn_size=1792", "data.sequence_length=128", "data.batch_size=1", "data.document_masks=false"]
+    more = ["steps=1", "optimizer.learning_rate=1e-3", "engine.precision=bf16", "engine.compile=true", "data.shards=x"]
+    config = compose("train", TrainConfig, [*overrides, *more])
+    block = Block(config.model).to(torch.bfloat16)
+    cos, sin = rotation(torch.arange(128)[None], config.model, torch.float32)
+    shared = {tensor.untyped_storage()._cdata for tensor in (*block.parameters(), cos, sin)}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in shared:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    compiled = torch.compile(block, backend="aot_eager_decomp_partition")  # the partition of inductor, run eagerly
+    hidden = torch.randn(1, 128, 512, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = compiled(hidden, cos, sin, None)
+    assert result.requires_grad
+    formula = kept_by_layer(config, resolve_layout(config, 1), 128, 128)
+    assert sum(kept.values()) == sum(size for _, size, _ in formula)
 
 
 def test_live_bytes_are_those_of_the_tensors_that_are_alive() -> None:
