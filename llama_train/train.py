@@ -61,7 +61,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
         with (
             Observers(config, directory, world.main, world.size, run.step, None, run.logger_ids) as observe,
             Inside(config, world, directory, engine, observe) as inside,
-            GarbageCollection(config.engine.garbage_collection_every) as garbage,
+            GarbageCollection(config.engine.garbage_collection_every, world.device.type == "cpu") as garbage,
         ):
             for line in [*prepared, *describe_engine(config, world.size)]:
                 observe.phase(line)
