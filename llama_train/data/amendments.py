@@ -34,7 +34,7 @@ def read_amendments(run_directory: Path) -> tuple[Amendment, ...]:
         return ()
     try:
         return tuple(Amendment(**amendment) for amendment in json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
             f'{path}: not a list of amendments ({error}); an amendment is {{"at_step": 100, "jump": 3}}'
         ) from error

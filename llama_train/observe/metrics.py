@@ -150,7 +150,7 @@ def next_attempt(path: Path) -> int:
     for line in tail.splitlines():
         try:
             highest = max(highest, int(json.loads(line)["attempt"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # a line cut by where the tail begins; a damaged one is refused by `read`
     return highest + 1
 
@@ -171,7 +171,7 @@ def read(path: Path) -> Iterator[Record]:
                 values = json.loads(line)
                 cls = _CLASS_OF[values.pop("kind")]
                 yield cls(**values)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise DataError(f"{path}: line {number} is damaged; delete that line to use the rest") from error
 
 
