@@ -5,7 +5,7 @@ collective. With many ranks some rank is collecting at almost every step, so the
 that changes all the time. Collected together, the pauses fall together and are paid once.
 
 On a CPU, tensors that one thread allocates and another frees leave holes in glibc's heap that it does not give back by
-itself: under FSDP2 a rank of a 3M model grew by 3 to 5 MB a step for as long as it was watched, with the same live tensors.
+itself: under FSDP2 a rank of a 3M model grew by 3 to 5 MB a step as long as it was watched, with the same live tensors.
 """
 
 import ctypes
