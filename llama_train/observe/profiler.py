@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -16,13 +17,26 @@ KINDS: dict[str, tuple[str, ...]] = {
     "attention": ("flash", "fmha", "sdpa", "attention"),
     "loss": ("log_softmax", "logsoftmax", "nll_loss", "cross_entropy"),
     "optimizer": ("adam",),
-    "matrix products": ("gemm", "gemv", "nvjet", "cutlass", "xmma", "cublas", "scaled_mm", "aten::mm", "aten::bmm"),
+    "matrix products": (
+        "gemm",
+        "gemv",
+        "nvjet",
+        "cutlass",
+        "xmma",
+        "cublas",
+        "scaled_mm",
+        "aten::mm",
+        "aten::bmm",
+        "aten::addmm",
+    ),
     "copies": ("memcpy", "memset", "copy", "aten::cat", "catarray", "chunk_cat"),
 }
 """Parts of the names of kernels and operations; the first kind that has one counts. The rest is norms, rotations and
 other elementwise work."""
 
-ELEMENTWISE, IDLE = "elementwise and other", "gaps"
+ELEMENTWISE, IDLE, LOSS = "elementwise and other", "gaps", "loss"
+LOSS_FUNCTIONS = ("_ChunkedLoss", "_Loss")
+"""Autograd functions whose elementwise work is the loss's (model/loss.py, parallel/vocabulary.py)."""
 TABLE_ROWS = 40
 TRACE_BYTES = 256 * 2**20
 """A compressed trace that is larger is thrown away: no viewer opens it. The table stays."""
@@ -76,6 +90,9 @@ class StepProfiler:
         column = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         operations = averages.table(sort_by=column, row_limit=TABLE_ROWS, max_name_column_width=72)
         busy, by_kind = self._device_time() if self._device.type == "cuda" else self._processor_time(averages)
+        loss = self._elementwise_of_the_loss()
+        by_kind[LOSS] = by_kind.get(LOSS, 0.0) + loss
+        by_kind[ELEMENTWISE] = by_kind.get(ELEMENTWISE, 0.0) - loss
         return StepProfile(seconds, by_kind | {IDLE: max(0.0, seconds - busy)}, operations)
 
     def write_trace(self, path: Path) -> bool:
@@ -106,6 +123,19 @@ class StepProfiler:
             by_kind[kind] = by_kind.get(kind, 0.0) + average.self_cpu_time_total * 1e-6
         return sum(by_kind.values()), by_kind
 
+    def _elementwise_of_the_loss(self) -> float:
+        """Return the seconds of elementwise work, by its name no different from other, that the loss asked for."""
+        assert self._profile is not None
+        microseconds = 0.0
+        for event in self._profile.events() or ():
+            if not _below(event, LOSS_FUNCTIONS):
+                continue
+            if self._device.type == "cuda":
+                microseconds += sum(each.duration for each in event.kernels if kind_of(each.name) == ELEMENTWISE)
+            elif kind_of(event.name) == ELEMENTWISE:
+                microseconds += event.self_cpu_time_total
+        return microseconds * 1e-6
+
     def _device_time(self) -> tuple[float, dict[str, float]]:
         assert self._profile is not None
         by_kind: dict[str, float] = {}
@@ -116,6 +146,15 @@ class StepProfiler:
                 by_kind[kind] = by_kind.get(kind, 0.0) + (event.time_range.end - event.time_range.start) * 1e-6
                 spans.append((event.time_range.start, event.time_range.end))
         return covered(spans) * 1e-6, by_kind
+
+
+def _below(event: Any, names: tuple[str, ...]) -> bool:
+    """Return whether `event` of the profiler, or one that it is a part of, has one of the names."""
+    while event is not None:
+        if event.name in names:
+            return True
+        event = event.cpu_parent
+    return False
 
 
 def kind_of(name: str) -> str:
