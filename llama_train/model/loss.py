@@ -123,4 +123,3 @@ class KeptGradients:
         self._halves -= 1
         self._kept = (hidden, weight) if self._halves else None
         return hidden, weight
-

@@ -47,6 +47,7 @@ class StepRecord:
     mfu_formula: str | None = None  # which FLOPs were counted
     validation_loss: float | None = None  # on held-out documents, after this step
     pipeline_bubble: float | None = None  # share of the passes' time that pipeline ranks computed nothing
+    skipped: bool | None = None  # True: the update was refused, and the weights are those of the step before
 
 
 @dataclass(slots=True)

@@ -120,6 +120,11 @@ class Observers:
         self._speak(lambda: self._console.line(f"step {step}  {message}"))
         self._each_view(lambda view: view.log(values, step) if values else view.event(message, step))
 
+    def rewound(self, step: int, to_step: int) -> None:
+        """Record that the run went back from `step` to `to_step` finished steps; what follows is another attempt."""
+        self.event(step, f"rewound to step {to_step}, jumping over {step - to_step} batches")
+        self.attempt += 1
+
     def values(self, step: int, what: str, values: dict[str, float]) -> None:
         """Record numbers that have no record of their own, as an event."""
         message = f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())

@@ -65,4 +65,5 @@ class Recorder:
             mfu=mfu,
             mfu_formula=None if mfu is None else MFU_FORMULA,
             pipeline_bubble=result.pipeline_bubble,
+            skipped=None if result.applied else True,
         )
