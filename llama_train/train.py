@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from llama_train.clock import StepClock
+from llama_train.clock import StartClock, StepClock
 from llama_train.cluster import prepare
 from llama_train.config import OnSpike, TrainConfig
 from llama_train.data.order import TokenOrder
@@ -44,6 +44,8 @@ def train(config: TrainConfig, store: dist.Store) -> int:
         UserError: naming what is wrong; the last checkpoint stays good.
     """
     directory = Path(config.output) / config.name
+    start = StartClock()
+    start.done("programs and settings")
     prepared = prepare(config.cluster)  # before the process groups: they read the environment once
     with (
         distributed(config.cluster.device, store, config.engine.timeout_seconds) as world,
@@ -52,12 +54,16 @@ def train(config: TrainConfig, store: dist.Store) -> int:
             world.rank, world.size, world.store, config.engine.timeout_seconds, world.host, directory, START_SECONDS
         ) as watchdog,
     ):
+        start.done("process groups")
         layout = resolve_layout(config, world.size, world.rank)
         run = Run(config, world)
         order = TokenOrder(config.data, config.steps, config.seed, run.amendments, run.shards)
         run.check(order)
+        start.done("data and newest checkpoint")
         engine = build_engine(config, layout, world.device)
+        start.done("model")
         run.load(engine)
+        start.done("loading")
         faults = Faults(config.fault, world.rank, world.size, directory)
         requests = make_request_group(layout, config.engine.timeout_seconds)
         with (
@@ -71,6 +77,8 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                 observe.event(run.step, faults.warning)
             run.announce(observe, layout, order)
             clock = StepClock(watchdog.beat)
+            start.done("observers")
+            observe.begin(start)
             recorder = Recorder(config, world, observe.attempt)
             while run.step < run.last_step and not stop.agreed(world.control):
                 step = run.step
@@ -132,5 +140,6 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                 run.save(engine, order, observe.logger_ids())
                 for tier in run.stores:
                     tier.wait()
+            observe.checkpoint_took(clock.take().get("checkpoint", 0.0))
             run.finish(observe, stop.requested)
     return 0

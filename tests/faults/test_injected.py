@@ -51,7 +51,7 @@ def test_a_plan_is_parsed_and_a_bad_one_refused_by_name() -> None:
         Fault("kill", 0, 9),
         Fault("slow", 1, 3, 0.25),
     )
-    with pytest.raises(ConfigError, match="fault.kil: there is no such fault; did you mean kill?"):
+    with pytest.raises(ConfigError, match=r"fault\.kil: there is no such fault; did you mean kill\?"):
         parse_faults({"kil": "rank0@step1"})
     for place in ("", "2@7", "rank2", "rank0@step0", "rank0@step1:5"):
         with pytest.raises(ConfigError, match="is not a rank and a step"):
