@@ -286,6 +286,11 @@ class Run:
         every = self.config.checkpoint.every
         return every > 0 and self.step % every == 0
 
+    def replicas_due(self) -> bool:
+        """Whether copies are to be compared: at the interval, and before anything is written that keeps an error."""
+        every = self.config.survive.compare_replicas_every
+        return every > 0 and (self.step % every == 0 or self.checkpoint_due() or self.fast_checkpoint_due())
+
     def validation_due(self) -> bool:
         """Whether held-out documents are due: at the interval, and at the very end."""
         every = self.config.validation.every

@@ -26,7 +26,9 @@ from llama_train.run import Run
 from llama_train.survive.anomalies import describe_refused, jumped_over
 from llama_train.survive.faults import Faults
 from llama_train.survive.garbage import GarbageCollection
+from llama_train.survive.replicas import compare_replicas
 from llama_train.survive.signals import StopRequest
+from llama_train.survive.slow_ranks import SlowRanks
 from llama_train.survive.watchdog import Watchdog
 from llama_train.validation import run_tasks, validate
 
@@ -49,7 +51,9 @@ def train(config: TrainConfig, store: dist.Store) -> int:
     prepared = prepare(config.cluster)  # before the process groups: they read the environment once
     with (
         distributed(config.cluster.device, store, config.engine.timeout_seconds) as world,
-        StopRequest() as stop,  # outside of the watchdog: a launcher's SIGTERM must not cut short who died and why
+        StopRequest(
+            starting=True
+        ) as stop,  # outside of the watchdog: a launcher's SIGTERM must not cut short who died and why
         Watchdog(
             world.rank, world.size, world.store, config.engine.timeout_seconds, world.host, directory, START_SECONDS
         ) as watchdog,
@@ -79,9 +83,12 @@ def train(config: TrainConfig, store: dist.Store) -> int:
             clock = StepClock(watchdog.beat)
             start.done("observers")
             observe.begin(start)
+            stop.started()
             recorder = Recorder(config, world, observe.attempt)
+            slow_ranks = SlowRanks(config.survive.slow_rank_every, config.survive.slow_rank_factor, world)
             while run.step < run.last_step and not stop.agreed(world.control):
                 step = run.step
+                slow_ranks.begin()
                 inside.begin(step + 1)
                 with clock.phase(step, "data"):
                     micro_batches = order.local_micro_batches(
@@ -92,12 +99,15 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                     rate = learning_rate(step, config.optimizer.learning_rate, config.schedule, config.steps)
                     looks = faults.looks(step + 1, inside.looks(step + 1))
                     refused = None
+                    slow_ranks.computing()
                     try:
                         result = engine.step(micro_batches, rate, **looks, most_loss=run.anomalies.most_loss())
                     except RefusedUpdate as error:
                         refused, result = error, StepResult(error.loss, error.grad_norm, tokens=0, applied=False)
                 with clock.phase(step, "inside"):
                     inside.end(step + 1)
+                    if (slow := slow_ranks.step_done(step + 1)) is not None:
+                        observe.event(step + 1, slow)
                 if refused is not None:
                     todo = run.anomalies.refused(refused)
                     if todo is None:
@@ -120,6 +130,9 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                 garbage.step_done(run.step)
                 # The record is on disk before the checkpoint that makes the step permanent.
                 observe(recorder.record(run.step, run.tokens, order.sequence_length(step), result, rate, clock.take()))
+                if run.replicas_due():
+                    with clock.phase(step, "inside"):
+                        compare_replicas(run.step, engine.chunks(), world.control)
                 if run.validation_due():
                     with clock.phase(step, "validation"):
                         measured = validate(engine, config, run.shards, layout)

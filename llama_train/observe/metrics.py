@@ -104,6 +104,11 @@ class Ending:
     ledger: dict[str, float] | None = None  # seconds of the run until here, by part
 
 
+_TYPES = {"dict": (dict,), "list": (list,), "str": (str,), "bool": (bool,), "float": (float, int), "int": (int,)}
+"""What a field may hold, by the first of these words in its annotation."""
+
+_LARGEST = 1e300
+
 Record = StepRecord | Event | Validation | Statistics | Beginning | Ending
 
 
@@ -197,10 +202,29 @@ def read(path: Path) -> Iterator[Record]:
                 return
             try:
                 values = json.loads(line)
-                cls = _CLASS_OF[values.pop("kind")]
-                yield cls(**values)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                record = _CLASS_OF[values.pop("kind")](**values)
+                _check(record)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise DataError(f"{path}: line {number} is damaged; delete that line to use the rest") from error
+            yield record
+
+
+def _check(record: Record) -> None:
+    """Check the types of a record's values: what was written by something else must not be added up.
+
+    Raises:
+        TypeError: one is of another type, or so large that it is no measurement.
+    """
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if value is None and ("None" in str(each.type) or each.name in ("loss", "grad_norm")):
+            continue  # not known, or not finite
+        kind = next(kind for kind in _TYPES if kind in str(each.type))
+        added_up = list(value.values()) if kind == "dict" and each.name in ("seconds", "ledger") else []
+        if type(value) not in _TYPES[kind] or not set(map(type, added_up)) <= {int, float}:
+            raise TypeError(each.name)
+        if any(type(number) in (int, float) and not abs(number) < _LARGEST for number in [value, *added_up]):
+            raise TypeError(each.name)
 
 
 def superseding(records: Iterable[Record]) -> tuple[list[StepRecord], list[Validation], list[Event]]:

@@ -8,7 +8,6 @@ Prints a table and exits with 1 if anything was lost.
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import random
 import signal
@@ -196,7 +195,7 @@ def kills(directory: Path, count: int, seed: int) -> tuple[Row, str]:
             print(f"  kill {number + 1} of {count} after step {last_step(run)}", flush=True)
         status = process.wait(240)
     row.injected = len(moments)
-    row.detected = log.read_text(errors="replace").count("Signal 9 (SIGKILL)") and len(moments)
+    row.detected = min(len(moments), log.read_text(errors="replace").count("exitcode: -9"))
     recoveries(run, moments, row)
     if status != 0:
         row.problems.append(f"torchrun ended with status {status}")
@@ -234,7 +233,7 @@ SIGNS = {
     "clock jump": "fault injected: clock_jump",
     "slow rank": "slow rank: rank 1",
     "NaN gradient": "update refused",
-    "bit flip in a replica": "rank 1",
+    "bit flip in a replica": "is not the same on all ranks that hold it",
 }
 """What the log or the metrics say when the fault was seen."""
 
@@ -307,7 +306,7 @@ def table(rows: dict[str, Row]) -> str:
     for name, row in rows.items():
         lost = str(max(row.lost_steps, default=0))
         times = row.recovery_seconds
-        middle, longest = (f"{statistics.median(times):.1f}", f"{max(times):.1f}") if times else ("–", "–")
+        middle, longest = (f"{statistics.median(times):.1f}", f"{max(times):.1f}") if times else ("-", "-")
         lines.append(f"| {name} | {row.injected} | {row.detected} | {row.recovered} | {lost} | {middle} | {longest} |")
     return "\n".join(lines)
 
