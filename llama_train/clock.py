@@ -1,6 +1,7 @@
 """Where the wall time of a step goes, and what the watchdog hears of it."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -30,3 +31,33 @@ class StepClock:
         """Return the seconds per phase since the last call, and start again."""
         seconds, self.seconds = self.seconds, {}
         return seconds
+
+
+class StartClock:
+    """What the time from the start of this process to its loop is spent on."""
+
+    def __init__(self) -> None:
+        age = _process_age()
+        self.started_at = time.time() - age  # seconds since the epoch
+        self._last = time.perf_counter() - age
+        self._seconds: dict[str, float] = {}
+
+    def done(self, name: str) -> None:
+        """Say that what took the time since the last call was `name`."""
+        now = time.perf_counter()
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds by name."""
+        return dict(self._seconds)
+
+
+def _process_age() -> float:
+    """Return for how many seconds this process has existed; 0 where the system does not say."""
+    try:
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            ticks = int(stat.read().rpartition(")")[2].split()[19])  # proc(5): starttime, the 22nd field
+            return max(float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
+    except (OSError, ValueError, IndexError):
+        return 0.0

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from llama_foundation.errors import ConfigError
+from llama_train.survive.fault_plan import parse_faults
 
 
 @dataclass
@@ -323,14 +324,65 @@ class CheckpointConfig:
     keep_last: int = 2  # the newest n stay
     keep_every: int = 0  # steps divisible by this stay for good; 0: none
     asynchronous: bool = False  # write in the background, from a copy in host memory
+    fast: str | None = None  # parent of a second, faster tier: a directory that all ranks share
+    fast_every: int = 0  # optimizer steps between checkpoints there
+    fast_keep_last: int = 1  # the newest n stay there
     init_from: str | None = None  # a checkpoint or Hugging Face directory: its weights, a fresh optimizer
     init_optimizer: bool = False  # with init_from: AdamW's moments and count of updates too
 
     def check(self) -> None:
-        for name, least in (("every", 0), ("keep_last", 1), ("keep_every", 0)):
+        for name, least in (
+            ("every", 0),
+            ("keep_last", 1),
+            ("keep_every", 0),
+            ("fast_every", 0),
+            ("fast_keep_last", 1),
+        ):
             _at_least(f"checkpoint.{name}", getattr(self, name), least)
         if self.init_optimizer and self.init_from is None:
             raise ConfigError("checkpoint.init_optimizer=true needs checkpoint.init_from=DIR, whose state is taken")
+        if (self.fast is None) != (self.fast_every == 0):
+            raise ConfigError(
+                f"checkpoint.fast={self.fast} and checkpoint.fast_every={self.fast_every} go together: where the fast "
+                "tier is, and how often it is written; set both, or neither"
+            )
+
+
+class OnNonFinite(Enum):
+    """What is done when loss or gradient norm is not finite."""
+
+    stop = "stop"
+    skip = "skip"  # the update is not made, the optimizer's step count stays, the run goes on with the next batch
+
+
+class OnSpike(Enum):
+    """What is done when the loss is far above the ones before."""
+
+    ignore = "ignore"
+    log = "log"  # an event in metrics.jsonl
+    skip = "skip"  # the update is not made, the run goes on with the next batch
+    rewind = "rewind"  # back to the last good checkpoint, jumping over the batches up to this one (an amendment)
+
+
+@dataclass
+class SurviveConfig:
+    """What a run does about bad numbers, slow ranks and silent corruption."""
+
+    non_finite: OnNonFinite = OnNonFinite.stop
+    spike: OnSpike = OnSpike.log
+    spike_sigma: float = 6.0  # standard deviations above the mean of the window
+    spike_window: int = 100  # losses of the steps before; no spike is seen before there are as many
+    most_interventions: int = 10  # updates skipped and rewinds of the whole run; one more stops it
+    compare_replicas_every: int = 0  # optimizer steps between comparisons of weights and moments held twice; 0: never
+    slow_rank_every: int = 0  # optimizer steps between comparisons of the ranks' own time; 0: never
+    slow_rank_factor: float = 1.3  # a rank that takes this many times the median is named
+
+    def check(self) -> None:
+        _in_range("survive.spike_sigma", self.spike_sigma, 1, 1e6)
+        _at_least("survive.spike_window", self.spike_window, 2)
+        for name in ("most_interventions", "compare_replicas_every", "slow_rank_every"):
+            _at_least(f"survive.{name}", getattr(self, name), 0)
+        _in_range("survive.slow_rank_factor", self.slow_rank_factor, 1.01, 1e6)
 
 
 class ConsoleName(Enum):
@@ -428,7 +480,18 @@ class ClusterConfig:
                 raise ConfigError(f"cluster.nccl.{name}={value!r} must be one line of text")
 
 
-CHECKED = ("model", "data", "validation", "optimizer", "schedule", "layout", "engine", "checkpoint", "cluster")
+CHECKED = (
+    "model",
+    "data",
+    "validation",
+    "optimizer",
+    "schedule",
+    "layout",
+    "engine",
+    "checkpoint",
+    "survive",
+    "cluster",
+)
 """The groups that check themselves; logging needs the number of steps as well."""
 
 
@@ -451,6 +514,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    survive: SurviveConfig = field(default_factory=SurviveConfig)
+    fault: dict[str, str] = field(default_factory=dict)  # faults injected on purpose: +fault.kill=rank2@step7
 
     def check(self) -> None:
         """Find every contradiction that needs neither data nor devices to be seen.
@@ -478,6 +543,7 @@ class TrainConfig:
                 f"{self.schedule.decay_steps} do not fit into {total} steps"
             )
         self.logging.check(self.steps)
+        parse_faults(self.fault)
         _at_least("engine.garbage_collection_every", self.engine.garbage_collection_every, 0)
         if self.logging.memory_snapshot_steps and self.cluster.device == "cpu":
             raise ConfigError(

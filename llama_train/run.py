@@ -5,6 +5,7 @@ rank 0 writes there, except for the per-rank files inside a checkpoint.
 """
 
 import dataclasses
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from omegaconf import OmegaConf
 from data_pipeline.shards.reader import ShardRoot, open_root
 from data_pipeline.tokenize import load_tokenizer
 from llama_foundation.errors import CheckpointError, DataError
+from llama_foundation.files import publish_text
+from llama_train.checkpoint.collective import broadcast_bytes, gather_everywhere
 from llama_train.checkpoint.load import open_weights
 from llama_train.checkpoint.restore import Checkpoint, newest_good, restore
 from llama_train.checkpoint.store import CheckpointStore
+from llama_train.checkpoint.stored_chunk import DamagedError
 from llama_train.config import TrainConfig
-from llama_train.data.amendments import AMENDMENTS, Amendment, read_amendments
+from llama_train.data.amendments import AMENDMENTS, Amendment, append_amendment, read_amendments
 from llama_train.data.batches import check_validation
 from llama_train.data.order import TokenOrder, check_vocabulary
 from llama_train.distributed import World
@@ -26,6 +30,7 @@ from llama_train.model.size import parameter_count
 from llama_train.observe.observers import Observers
 from llama_train.observe.summary import write_summary
 from llama_train.parallel.layout import Layout
+from llama_train.survive.anomalies import Anomalies
 from llama_train.validation import load_tasks
 
 FROZEN = ("seed", "model", "data", "optimizer", "schedule")
@@ -47,9 +52,11 @@ class Run:
             keep_every=config.checkpoint.keep_every,
             asynchronous=config.checkpoint.asynchronous,
         )
-        self.checkpoint: Checkpoint | None
-        self.checkpoint, self.passed_over = newest_good(self.directory / "checkpoints", group=world.background)
+        self.fast = self._fast_tier()
+        self.passed_over: list[str] = []  # why checkpoints that are there were not used
+        self.checkpoint = self._newest()
         self.amendments = read_amendments(self.directory)
+        self.anomalies = Anomalies(config.survive)
         self.step = 0  # optimizer steps done
         self.tokens = 0  # valid tokens seen
         self.logger_ids: dict[str, str] = {}
@@ -97,14 +104,30 @@ class Run:
             )
 
     def load(self, engine: Engine) -> None:
-        """Resume from the newest good checkpoint, else take the weights of `checkpoint.init_from`, else start."""
-        if self.checkpoint is not None:
+        """Resume from the newest good checkpoint, else take the weights of `checkpoint.init_from`, else start.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none is good; or one is of another model.
+        """
+        while self.checkpoint is not None:
             state = self.checkpoint.state
-            engine.load_chunks(restore(self.checkpoint, engine.chunks()))
+            damage = None
+            try:
+                engine.load_chunks(restore(self.checkpoint, engine.chunks()))
+            except DamagedError as error:
+                damage = str(error)
+            damages = [damage for damage in gather_everywhere(damage, self.world.background) if damage is not None]
+            if damages:
+                self._pass_over(self.checkpoint, damages[0])
+                continue
             engine.load_scalars(state["engine"])
             self.step, self.tokens, self.logger_ids = state["step"], state["tokens"], state["logger_ids"]
+            self.anomalies.load(state["anomalies"])
             self._saved = self.step
-        elif self.config.checkpoint.init_from is not None:
+            return
+        if self.passed_over:
+            raise CheckpointError(f"{self.directory}: no checkpoint is good: {'; '.join(self.passed_over)}")
+        if self.config.checkpoint.init_from is not None:
             source = open_weights(Path(self.config.checkpoint.init_from), group=self.world.background)
             made_with = source.state.get("tokenizer") if isinstance(source, Checkpoint) else None
             check_vocabulary(self.shards, self.config.model.vocab_size, made_with)
@@ -120,11 +143,82 @@ class Run:
             if optimizer:
                 engine.load_scalars(scalars)
 
-    def save(self, engine: Engine, order: TokenOrder, logger_ids: dict[str, str]) -> None:
-        """Write the checkpoint of the present step, unless that was the last thing this run did."""
+    def _newest(self, below: int | None = None) -> Checkpoint | None:
+        """Open the newest good checkpoint of both tiers, and take down why newer ones are passed over."""
+        best: Checkpoint | None = None
+        for store in self.stores:
+            found, passed_over = newest_good(store.directory, group=self.world.background, below=below)
+            self.passed_over += [message for message in passed_over if message not in self.passed_over]
+            if found is not None and (best is None or found.step > best.step):
+                best = found
+        if best is not None:
+            for store in self.stores:
+                store.damaged |= {step for step in store.steps() if step > best.step}
+        return best
+
+    def _pass_over(self, checkpoint: Checkpoint, why: str) -> None:
+        """Go on with the checkpoint before a damaged one."""
+        self.passed_over.append(why)
+        for store in self.stores:
+            if store.directory == checkpoint.directory.parent:
+                store.damaged.add(checkpoint.step)
+        self.checkpoint = self._newest(below=checkpoint.step)
+
+    @property
+    def stores(self) -> list[CheckpointStore]:
+        """The tiers of checkpoints, the durable one first."""
+        return [self.store] if self.fast is None else [self.store, self.fast]
+
+    def _fast_tier(self) -> CheckpointStore | None:
+        settings = self.config.checkpoint
+        if settings.fast is None:
+            return None
+        # By the run's own id: a new run of the same name must not find the checkpoints of one that was deleted.
+        path = self.directory / "id"
+        mine = ""
+        if self.world.main:
+            if not path.exists():
+                publish_text(path, uuid.uuid4().hex)
+            mine = path.read_text("utf-8").strip()
+        run_id = broadcast_bytes(mine.encode(), self.world.background).decode()
+        return CheckpointStore(
+            Path(settings.fast) / f"{self.config.name}-{run_id}",
+            group=self.world.background,
+            keep_last=settings.fast_keep_last,
+            asynchronous=settings.asynchronous,
+        )
+
+    def rewind(self, engine: Engine) -> Amendment:
+        """Go back to the last good checkpoint and jump over the batches from there to the present step's.
+
+        A process that dies before the amendment is on disk meets the same batch again, and rewinds again.
+
+        Raises:
+            CheckpointError: there is no good checkpoint to go back to.
+        """
+        for store in self.stores:
+            store.wait()
+        step = self.step
+        self.checkpoint = self._newest(below=step + 1)
+        if self.checkpoint is None:
+            raise CheckpointError(f"{self.directory}: there is no checkpoint to rewind to from step {step + 1}")
+        interventions = self.anomalies.interventions
+        self.load(engine)
+        amendment = Amendment(self.step, step - self.step + 1)
+        if self.world.main:
+            append_amendment(self.directory, amendment)
+        broadcast_bytes(b"", self.world.background)  # nobody goes on before it is written
+        self.amendments = (*self.amendments, amendment)
+        self.anomalies.interventions = interventions
+        self._saved = None  # a checkpoint of this step has to say so
+        return amendment
+
+    def save(self, engine: Engine, order: TokenOrder, logger_ids: dict[str, str], fast: bool = False) -> None:
+        """Write the checkpoint of the present step to a tier, unless that was the last thing this run did."""
         if self.step == self._saved:
             return
-        self._saved = self.step
+        if not fast:
+            self._saved = self.step
         state = {
             "step": self.step,
             "tokens": self.tokens,
@@ -134,11 +228,13 @@ class Run:
             "data_fingerprint": order.fingerprint,
             "amendments": [dataclasses.asdict(a) for a in self.amendments],
             "engine": engine.scalars(),
+            "anomalies": self.anomalies.state(),
             "logger_ids": logger_ids,
         }
         tokenizer = self.shards.path / self.shards.tokenizer.file
         files = {f"tokenizer/{tokenizer.name}": tokenizer} if tokenizer.is_file() else {}
-        self.store.save(self.step, engine.chunks(), state, files)
+        store = self.fast if fast and self.fast is not None else self.store
+        store.save(self.step, engine.chunks(), state, files)
 
     def announce(self, observe: Observers, layout: Layout, order: TokenOrder) -> None:
         """Say in a few lines what is about to happen."""
@@ -186,15 +282,24 @@ class Run:
             )
 
     def step_done(self, result: StepResult) -> None:
-        """Count a finished optimizer step."""
+        """Count a finished optimizer step, also one whose update was refused."""
         self.step += 1
         self.tokens += result.tokens
         if result.pipeline_bubble is not None:
             self._bubbles.append(result.pipeline_bubble)
 
+    def fast_checkpoint_due(self) -> bool:
+        every = self.config.checkpoint.fast_every
+        return every > 0 and self.step % every == 0 and not self.checkpoint_due()
+
     def checkpoint_due(self) -> bool:
         every = self.config.checkpoint.every
         return every > 0 and self.step % every == 0
+
+    def replicas_due(self) -> bool:
+        """Whether copies are to be compared: at the interval, and before anything is written that keeps an error."""
+        every = self.config.survive.compare_replicas_every
+        return every > 0 and (self.step % every == 0 or self.checkpoint_due() or self.fast_checkpoint_due())
 
     def validation_due(self) -> bool:
         """Whether held-out documents are due: at the interval, and at the very end."""

@@ -37,6 +37,12 @@ def gather_bytes(payload: bytes, group: Group) -> list[bytes]:
     return [part[:size].numpy().tobytes() for part, size in zip(parts or [], sizes.tolist(), strict=False)]
 
 
+def gather_everywhere(text: str | None, group: Group) -> list[str | None]:
+    """Return every rank's `text` on every rank."""
+    parts = [json.loads(part) for part in gather_bytes(json.dumps(text).encode(), group)]
+    return json.loads(broadcast_bytes(json.dumps(parts).encode(), group))
+
+
 def broadcast_bytes(payload: bytes | None, group: Group) -> bytes:
     """Return rank 0's `payload` on every rank of the group."""
     if group is None:

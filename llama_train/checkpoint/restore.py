@@ -124,34 +124,34 @@ def open_checkpoint(path: Path | str, group: Group = None) -> Checkpoint:
 
     def find() -> Answer:
         directory = find_checkpoint(Path(path))
-        return {"directory": str(directory)}, _checked_index_bytes(directory)
+        return {"directory": str(directory)}, checked_index_bytes(directory)
 
     return _opened(*asked_together(find, group), group)
 
 
-def newest_good(directory: Path | str, group: Group = None) -> tuple[Checkpoint | None, list[str]]:
+def newest_good(
+    directory: Path | str, group: Group = None, below: int | None = None
+) -> tuple[Checkpoint | None, list[str]]:
     """Open the newest checkpoint that can be opened, and say why any newer one cannot.
 
     Args:
         directory: of the run or of its checkpoints; it need not exist.
+        below: only checkpoints of lower steps are looked at.
 
     Returns:
-        The checkpoint, or None where there is none at all; one message for each checkpoint that was passed over.
-
-    Raises:
-        CheckpointError: there are checkpoints, and none is good.
+        The checkpoint, or None where none is good; one message for each checkpoint that was passed over.
     """
 
     def find() -> Answer:
         skipped: list[str] = []
-        for path in reversed(_published(Path(directory)).values()):
+        for step, path in reversed(_published(Path(directory)).items()):
+            if below is not None and step >= below:
+                continue
             try:
-                return {"directory": str(path), "skipped": skipped}, _checked_index_bytes(path)
+                return {"directory": str(path), "skipped": skipped}, checked_index_bytes(path)
             except CheckpointError as error:
                 skipped.append(str(error))
-        if skipped:
-            raise CheckpointError(f"{directory}: no checkpoint is good: {'; '.join(skipped)}")
-        return {"skipped": []}, b""
+        return {"skipped": skipped}, b""
 
     message, data = asked_together(find, group)
     return (_opened(message, data, group) if data else None), message["skipped"]
@@ -233,8 +233,12 @@ def _published(path: Path) -> dict[int, Path]:
     return complete_steps(path / "checkpoints") or complete_steps(path)
 
 
-def _checked_index_bytes(directory: Path) -> bytes:
-    """Return the index after checking it, and the files it speaks of."""
+def checked_index_bytes(directory: Path) -> bytes:
+    """Return the index after checking it, and the files it speaks of.
+
+    Raises:
+        CheckpointError: one is missing, a link, of another size, or (small ones) damaged.
+    """
     data = read_index_bytes(directory)
     index = parse_index(data, directory / INDEX)
     expected = {rank_file(rank): size for rank, size in enumerate(index.rank_bytes)}

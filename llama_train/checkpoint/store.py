@@ -34,6 +34,7 @@ from llama_train.checkpoint.index import (
     step_name,
 )
 from llama_train.checkpoint.index_writer import RankReport, encode_index, failure, outcome
+from llama_train.checkpoint.restore import checked_index_bytes
 from llama_train.engine.engine import Chunk
 
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.(partial|replaced|deleted)")
@@ -74,6 +75,7 @@ class CheckpointStore:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._buffers: list[torch.Tensor] = []
+        self.damaged: set[int] = set()  # steps whose checkpoints are known to be damaged: they keep no place
         self._together(self._clean_up)
 
     def save(
@@ -202,7 +204,8 @@ class CheckpointStore:
 
     def _drop_old(self, saved: int) -> None:
         found = complete_steps(self.directory)
-        newest = list(found)[-self._keep_last :]
+        self.damaged.discard(saved)
+        newest = self._newest_sound(found, saved)
         for step, path in found.items():
             for_good = self._keep_every and step % self._keep_every == 0
             # `saved` is the one known to be good: a higher step may be the damaged one that this run started over from
@@ -215,6 +218,24 @@ class CheckpointStore:
             except OSError as error:
                 _log.warning("%s: this old checkpoint cannot be removed: %s", path, error.strerror)
             _delete(hidden)
+
+    def _newest_sound(self, found: dict[int, Path], saved: int) -> list[int]:
+        """Return the newest steps, as many as are to be kept; a damaged one takes no good one's place."""
+        kept: list[int] = []
+        for step in sorted(found, reverse=True):
+            if len(kept) == self._keep_last:
+                break
+            if step in self.damaged:
+                continue
+            try:
+                if step != saved:
+                    checked_index_bytes(found[step])
+            except CheckpointError as error:
+                _log.warning("%s", error)
+                self.damaged.add(step)
+                continue
+            kept.append(step)
+        return kept
 
     def _clean_up(self) -> None:
         """On rank 0: remove what processes that died half-way have left."""

@@ -14,6 +14,10 @@ ROWS_BYTES = 64 * 2**20
 """A rectangle that is not whole rows of its chunk is read this many bytes at a time."""
 
 
+class DamagedError(CheckpointError):
+    """The bytes of a tensor cannot be read, or are not those that were written."""
+
+
 class StoredChunk:
     """One chunk of one tensor on disk, read block by block."""
 
@@ -37,7 +41,7 @@ class StoredChunk:
             # no symbolic link: a checkpoint must not make us read somewhere else
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: {error.strerror}; it holds a part of {self.name}") from error
+            raise DamagedError(f"{self.path}: {error.strerror}; it holds a part of {self.name}") from error
         try:
             if not self.lengths:
                 self._read(descriptor, _memory(target), 0)
@@ -54,7 +58,7 @@ class StoredChunk:
                 self._read(descriptor, _memory(whole), (inside[0] + row) * row_bytes)
                 target[row : row + count].copy_(whole[(slice(None), *columns)])
         except OSError as error:
-            raise CheckpointError(f"{self.path}: {error.strerror}, reading {self.name}") from error
+            raise DamagedError(f"{self.path}: {error.strerror}, reading {self.name}") from error
         finally:
             os.close(descriptor)
 
@@ -79,10 +83,10 @@ class StoredChunk:
         while done < len(target):
             count = os.preadv(descriptor, [target[done:]], begin + done)
             if not count:
-                raise CheckpointError(f"{self.path}: truncated at byte {begin + done}; it holds a part of {self.name}")
+                raise DamagedError(f"{self.path}: truncated at byte {begin + done}; it holds a part of {self.name}")
             done += count
         if checksum(target) != self._index.digest(self._rank, self._first_digest + block):
-            raise CheckpointError(
+            raise DamagedError(
                 f"{self.path}: damaged: bytes {begin} to {begin + len(target)}, a part of {self.name}, do not have "
                 "their checksum; use an earlier checkpoint"
             )

@@ -1,10 +1,11 @@
 """What was changed about a run's order of tokens on the way: an append-only list, in amendments.json."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llama_foundation.errors import ConfigError
+from llama_foundation.files import publish_json
 
 AMENDMENTS = "amendments.json"
 
@@ -38,3 +39,14 @@ def read_amendments(run_directory: Path) -> tuple[Amendment, ...]:
         raise ConfigError(
             f'{path}: not a list of amendments ({error}); an amendment is {{"at_step": 100, "jump": 3}}'
         ) from error
+
+
+def append_amendment(run_directory: Path, amendment: Amendment) -> tuple[Amendment, ...]:
+    """Write `amendment` behind those that the run has; return all of them. Rank 0 of a run calls it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    amendments = (*read_amendments(run_directory), amendment)
+    publish_json(run_directory / AMENDMENTS, [asdict(each) for each in amendments])
+    return amendments

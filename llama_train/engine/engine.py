@@ -1,5 +1,6 @@
 """What every engine offers, and the only things the rest of the package knows of it."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,6 +35,7 @@ class StepResult:
     grad_norm: float  # global L2 norm before clipping
     tokens: int  # valid (counted) tokens of the global batch
     pipeline_bubble: float | None = None  # share of the passes' time that pipeline ranks computed nothing
+    applied: bool = True  # False: the update was refused, and weights and optimizer are as before
 
 
 class Engine(Protocol):
@@ -47,6 +49,7 @@ class Engine(Protocol):
         learning_rate: float,
         look_at_gradients: Callable[[Iterator[Chunk]], None] | None = None,
         look_at_outputs: Callable[[int, torch.Tensor], None] | None = None,
+        most_loss: float = math.inf,
     ) -> StepResult:
         """Run one optimizer step over this rank's micro-batches.
 
@@ -56,9 +59,11 @@ class Engine(Protocol):
             look_at_gradients: shown the whole batch's gradients, before clipping, as chunks named
                 `gradients/<canonical>`.
             look_at_outputs: shown (layer, its output [B, S, D]) of every micro-batch.
+            most_loss: an update with a larger loss is refused.
 
         Raises:
-            NonFiniteError: loss or gradient norm is not finite; weights and optimizer are untouched.
+            RefusedUpdate: the loss is too large, or it or the gradient norm is not finite; weights and optimizer
+                are untouched, and the optimizer's step count is as well.
         """
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> tuple[float, int]:
@@ -77,10 +82,19 @@ class Engine(Protocol):
         """Take back what `scalars` gave."""
 
 
-class NonFiniteError(Exception):
-    """Loss or gradient norm is not finite. `loss` and `grad_norm` are the values seen."""
+class RefusedUpdate(Exception):  # noqa: N818 - no error: what to do about it is the run's decision
+    """An update was not made. `loss` and `grad_norm` are the values seen, the same on every rank."""
 
     def __init__(self, loss: float, grad_norm: float) -> None:
         super().__init__(f"loss={loss}, grad_norm={grad_norm}")
         self.loss = loss
         self.grad_norm = grad_norm
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def is_fine(loss: float, grad_norm: float, most_loss: float) -> bool:
+    """Whether an update with these numbers may be made."""
+    return math.isfinite(loss) and math.isfinite(grad_norm) and loss <= most_loss

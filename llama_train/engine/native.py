@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from llama_train.config import Precision, TrainConfig
 from llama_train.data.batches import MicroBatch
-from llama_train.engine.engine import Chunk, NonFiniteError, StepResult
+from llama_train.engine.engine import Chunk, RefusedUpdate, StepResult, is_fine
 from llama_train.engine.outputs import shown
 from llama_train.model.initialize import initial_values
 from llama_train.model.llama import IGNORE, Llama
@@ -62,6 +62,7 @@ class NativeEngine:
         learning_rate: float,
         look_at_gradients: Callable[[Iterator[Chunk]], None] | None = None,
         look_at_outputs: Callable[[int, torch.Tensor], None] | None = None,
+        most_loss: float = math.inf,
     ) -> StepResult:
         tokens = self._summed(sum(int((m.labels != IGNORE).sum()) for m in micro_batches), self.layout.counts_tokens)
         # A batch without a single valid token has loss 0 and gradients 0, not NaN.
@@ -84,9 +85,9 @@ class NativeEngine:
             look_at_gradients(self._gradient_chunks())
         norm = self._gradient_norm()
         result = StepResult(float(loss) / divisor, float(norm), int(tokens), self._bubble(watch))
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+        if not is_fine(result.loss, result.grad_norm, most_loss):
             self.optimizer.zero_grad()
-            raise NonFiniteError(result.loss, result.grad_norm)
+            raise RefusedUpdate(result.loss, result.grad_norm)
         if self.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_([held.parameter for held in self.held], self.max_grad_norm, norm)
         for group in self.optimizer.param_groups:

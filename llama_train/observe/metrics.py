@@ -1,10 +1,10 @@
 """metrics.jsonl: what a run did, one JSON object per line, only ever appended to.
 
 Every line has a `kind`: `step` (a finished optimizer step), `validation` (a loss on held-out documents), `statistics`
-(of every parameter and layer, on request) or `event` (something a reader of the curves should know). A line counts once
-its newline is written: what a killed process left unfinished is cut off when the file is opened again. A resumed run
-writes on behind what is there, under the next attempt number, and `history` reads back what happened to the weights
-that exist.
+(of every parameter and layer, on request), `begin` and `end` (of a process) or `event` (something a reader of the
+curves should know). A line counts once its newline is written: what a killed process left unfinished is cut off when
+the file is opened again. A resumed run writes on behind what is there, under the next attempt number, and `history`
+reads back what happened to the weights that exist.
 """
 
 import json
@@ -47,6 +47,8 @@ class StepRecord:
     mfu_formula: str | None = None  # which FLOPs were counted
     validation_loss: float | None = None  # on held-out documents, after this step
     pipeline_bubble: float | None = None  # share of the passes' time that pipeline ranks computed nothing
+    ended_at: float | None = None  # seconds since the epoch
+    skipped: bool | None = None  # True: the update was refused, and the weights are those of the step before
 
 
 @dataclass(slots=True)
@@ -78,7 +80,36 @@ class Statistics:
     layers: list[Numbers]  # outputs_rms, outputs_max, outputs_not_finite
 
 
-Record = StepRecord | Event | Validation | Statistics
+@dataclass(slots=True)
+class Beginning:
+    """A process of the run reached its loop, after `step` finished steps."""
+
+    step: int
+    attempt: int
+    started_at: float  # the process, in seconds since the epoch
+    seconds: dict[str, float]  # from there to the loop, by what they were spent on
+
+
+@dataclass(slots=True)
+class Ending:
+    """A process of the run ended, also with an error; one that was killed leaves none."""
+
+    step: int
+    attempt: int
+    ended_at: float  # seconds since the epoch
+    seconds: float  # since the last step's record, or since the loop began
+    checkpoint_seconds: float  # of those
+    failed: bool
+    goodput: float | None = None  # of the run until here; see `ledger`
+    ledger: dict[str, float] | None = None  # seconds of the run until here, by part
+
+
+_TYPES = {"dict": (dict,), "list": (list,), "str": (str,), "bool": (bool,), "float": (float, int), "int": (int,)}
+"""What a field may hold, by the first of these words in its annotation."""
+
+_LARGEST = 1e300
+
+Record = StepRecord | Event | Validation | Statistics | Beginning | Ending
 
 
 class MetricsFile:
@@ -133,6 +164,8 @@ _KIND_OF: dict[type, str] = {
     Event: "event",
     Validation: "validation",
     Statistics: "statistics",
+    Beginning: "begin",
+    Ending: "end",
 }
 _CLASS_OF = {kind: cls for cls, kind in _KIND_OF.items()}
 
@@ -169,10 +202,29 @@ def read(path: Path) -> Iterator[Record]:
                 return
             try:
                 values = json.loads(line)
-                cls = _CLASS_OF[values.pop("kind")]
-                yield cls(**values)
+                record = _CLASS_OF[values.pop("kind")](**values)
+                _check(record)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise DataError(f"{path}: line {number} is damaged; delete that line to use the rest") from error
+            yield record
+
+
+def _check(record: Record) -> None:
+    """Check the types of a record's values: what was written by something else must not be added up.
+
+    Raises:
+        TypeError: one is of another type, or so large that it is no measurement.
+    """
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if value is None and ("None" in str(each.type) or each.name in ("loss", "grad_norm")):
+            continue  # not known, or not finite
+        kind = next(kind for kind in _TYPES if kind in str(each.type))
+        added_up = list(value.values()) if kind == "dict" and each.name in ("seconds", "ledger") else []
+        if type(value) not in _TYPES[kind] or not set(map(type, added_up)) <= {int, float}:
+            raise TypeError(each.name)
+        if any(type(number) in (int, float) and not abs(number) < _LARGEST for number in [value, *added_up]):
+            raise TypeError(each.name)
 
 
 def superseding(records: Iterable[Record]) -> tuple[list[StepRecord], list[Validation], list[Event]]:
@@ -188,8 +240,8 @@ def superseding(records: Iterable[Record]) -> tuple[list[StepRecord], list[Valid
         if isinstance(record, Event):
             events.append(record)
             continue
-        if isinstance(record, Statistics):
-            continue  # `superseding_statistics`
+        if isinstance(record, Statistics | Beginning | Ending):
+            continue  # `superseding_statistics`, `ledger`
         undone = (steps, validations) if isinstance(record, StepRecord) else (validations,)
         for kept in undone:
             while kept and kept[-1].step >= record.step and kept[-1].attempt < record.attempt:

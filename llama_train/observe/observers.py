@@ -1,18 +1,33 @@
 """Everyone who watches a run, behind one call per step."""
 
 import contextlib
+import itertools
 import math
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
 from llama_foundation.errors import ConfigError
+from llama_train.clock import StartClock
 from llama_train.config import TrainConfig
 from llama_train.observe.console import SilentConsole, make_console
-from llama_train.observe.metrics import Event, MetricsFile, Numbers, Statistics, StepRecord, Validation
+from llama_train.observe.ledger import ledger_of
+from llama_train.observe.metrics import (
+    Beginning,
+    Ending,
+    Event,
+    MetricsFile,
+    Numbers,
+    Statistics,
+    StepRecord,
+    Validation,
+    read,
+)
 
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
@@ -69,6 +84,9 @@ class Observers:
         self._run_directory = run_directory
         self._main = main
         self._step = start_step
+        self._heard = time.perf_counter()  # when the loop began or a step was last recorded
+        self._checkpoint_seconds = 0.0  # since then
+        self._began = False
         self._ids = dict(logger_ids or {})
         self._views: dict[str, View] = {}
         self._console = SilentConsole()
@@ -88,11 +106,22 @@ class Observers:
     def __call__(self, record: StepRecord) -> None:
         """Record a finished step."""
         self._step = record.step
+        self._heard, self._checkpoint_seconds = time.perf_counter(), 0.0
         if self._metrics is None:
             return
         self._metrics.append(record)
         self._speak(lambda: self._console.step(record))
         self._each_view(lambda view: view.log(_series(record), record.step))
+
+    def begin(self, start: StartClock) -> None:
+        """Record that the loop begins, and what the time until here was spent on."""
+        self._heard, self._began = time.perf_counter(), True
+        if self._metrics is not None:
+            self._metrics.append(Beginning(self._step, self.attempt, start.started_at, start.take()))
+
+    def checkpoint_took(self, seconds: float) -> None:
+        """Take down seconds that the loop waited for a checkpoint after the last step's record."""
+        self._checkpoint_seconds += seconds
 
     def validation(self, step: int, loss: float) -> None:
         """Record a loss on held-out documents after `step` steps."""
@@ -120,6 +149,11 @@ class Observers:
         self._speak(lambda: self._console.line(f"step {step}  {message}"))
         self._each_view(lambda view: view.log(values, step) if values else view.event(message, step))
 
+    def rewound(self, step: int, to_step: int) -> None:
+        """Record that the run went back from `step` to `to_step` finished steps; what follows is another attempt."""
+        self.event(step, f"rewound to step {to_step}, jumping over {step - to_step} batches")
+        self.attempt += 1
+
     def values(self, step: int, what: str, values: dict[str, float]) -> None:
         """Record numbers that have no record of their own, as an event."""
         message = f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -142,6 +176,8 @@ class Observers:
         if error is not None:
             with contextlib.suppress(Exception):  # a full disk must not hide what really went wrong
                 self.event(self._step, f"stopped by {kind.__name__}: {error}")
+        if self._began:
+            _try("the ledger", lambda: self._end(self._metrics, failed=error is not None))
         _try("the console", self._console.close)
         for name, view in self._views.items():
             _try(name, lambda view=view: view.close(failed=error is not None))
@@ -151,6 +187,15 @@ class Observers:
             _try(METRICS, self._metrics.close)
         if self._config.logging.report:
             _try(REPORT, self._write_report)
+
+    def _end(self, metrics: MetricsFile, failed: bool) -> None:
+        since = time.perf_counter() - self._heard
+        ending = Ending(self._step, self.attempt, time.time(), since, self._checkpoint_seconds, failed)
+        run = ledger_of(itertools.chain(read(metrics.path), [ending]))
+        metrics.append(replace(ending, goodput=run.goodput, ledger=run.seconds))
+        self._speak(lambda: self._console.line(run.describe()))
+        values = {f"ledger/{part}_seconds": seconds for part, seconds in run.seconds.items()}
+        self._each_view(lambda view: view.log({"ledger/goodput": run.goodput, **values}, self._step))
 
     def _write_report(self) -> None:
         from llama_train.observe.report import write_report  # matplotlib takes a second to load

@@ -65,4 +65,6 @@ class Recorder:
             mfu=mfu,
             mfu_formula=None if mfu is None else MFU_FORMULA,
             pipeline_bubble=result.pipeline_bubble,
+            ended_at=time.time(),
+            skipped=None if result.applied else True,
         )

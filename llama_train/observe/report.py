@@ -15,6 +15,7 @@ from llama_foundation.files import publish_text
 from llama_train.observe.charts import Chart, short, smooth
 from llama_train.observe.console import duration
 from llama_train.observe.heatmap import heat_map, layer_gradients, layer_outputs
+from llama_train.observe.ledger import PARTS, ledger
 from llama_train.observe.metrics import (
     Statistics,
     StepRecord,
@@ -74,9 +75,10 @@ def write_report(run_directory: Path) -> Path:
         finished=steps[-1].step >= total,
         last=steps[-1].step,
         total=total,
-        figures=_figures(steps, validations, total),
+        figures=_figures(metrics, steps, validations, total),
         panels=_panels(steps, validations) + _layers(superseding_statistics(read(metrics))),
         split=_split(steps),
+        ledger=_ledger(metrics),
         events=events,
         config=config_file.read_text("utf-8") if config_file.exists() else "",
         files={name: value for name, value in summary.items() if isinstance(value, str)},
@@ -86,7 +88,7 @@ def write_report(run_directory: Path) -> Path:
     return path
 
 
-def _figures(steps: list[StepRecord], validations: list[Validation], total: int) -> list[Figure]:
+def _figures(metrics: Path, steps: list[StepRecord], validations: list[Validation], total: int) -> list[Figure]:
     first, last = steps[0], steps[-1]
     figures = [Figure("Loss", _number(last.loss, 3), f"{_number(first.loss, 3)} at step {first.step}")]
     if validations:
@@ -107,6 +109,7 @@ def _figures(steps: list[StepRecord], validations: list[Validation], total: int)
         figures.append(Figure("MFU", f"{statistics.median(utilized):.1%}", f"median; FLOPs by {last.mfu_formula}"))
     figures += [
         Figure("Time in steps", duration(seconds), f"{seconds / len(steps):,.2f} s a step"),
+        Figure("Goodput", f"{ledger(metrics).goodput:.1%}", "of the wall time of all attempts, in updates that last"),
         Figure("Memory", _bytes(max(step.memory_bytes for step in steps)), "peak of rank 0"),
     ]
     return figures
@@ -191,6 +194,13 @@ def _split(steps: list[StepRecord]) -> list[tuple[str, str, float]]:
     totals = {part: float(values.sum()) for part, values in _seconds(steps).items()}
     everything = sum(totals.values()) or 1.0
     return [(part, colour, 100 * totals[part] / everything) for part, colour in _PARTS.items()]
+
+
+def _ledger(metrics: Path) -> list[tuple[str, float, float, str]]:
+    """Wall time over all attempts: (part, seconds, percent, what it holds)."""
+    seconds = ledger(metrics).seconds
+    total = sum(seconds.values()) or 1.0
+    return [(part, seconds[part], 100 * seconds[part] / total, what) for part, what in PARTS.items() if seconds[part]]
 
 
 def _column(steps: list[StepRecord], name: str) -> np.ndarray:

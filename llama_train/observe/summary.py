@@ -7,6 +7,7 @@ from typing import Any
 
 from llama_foundation.errors import RunError
 from llama_foundation.files import publish_json
+from llama_train.observe.ledger import ledger
 from llama_train.observe.metrics import history
 
 
@@ -33,6 +34,7 @@ def write_summary(path: Path, metrics: Path, finished: bool, **paths: Path | str
         "tokens_per_second": statistics.median(step["tokens_per_second"] for step in steps),
         "seconds": math.fsum(step["seconds"] for step in steps),
         "attempts": steps[-1]["attempt"],
+        "goodput": ledger(metrics).goodput,
         **{name: str(value) for name, value in paths.items()},
     }
     publish_json(path, summary)

@@ -1,5 +1,6 @@
 """Asked to stop: finish the step, write a checkpoint, leave."""
 
+import os
 import signal
 import time
 from types import FrameType
@@ -14,9 +15,14 @@ class StopRequest:
     """While open, SIGTERM, SIGINT and SIGUSR1 only set `requested`; a second Ctrl-C interrupts at once.
 
     Only the main thread of a process may open it. The handlers that were there before come back at the end.
+
+    Args:
+        starting: until `started` is called SIGTERM ends the process at once: there is nothing to save yet, and a rank
+            that waits for one that died at the start would make torchrun wait its 30 s.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, starting: bool = False) -> None:
+        self._starting = starting
         self.requested: str | None = None
         self._interrupted_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -30,7 +36,14 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def started(self) -> None:
+        """From here on there is something to save."""
+        self._starting = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._starting and number == signal.SIGTERM:
+            os.write(2, b"error: asked to stop by SIGTERM before the first step\n")
+            os._exit(128 + number)
         if number == signal.SIGINT:
             now = time.monotonic()
             if self._interrupted_at is not None and now - self._interrupted_at > _SAME_PRESS_SECONDS:

@@ -20,7 +20,7 @@ from llama_train.engine.deepspeed.checks import check_deepspeed, check_nvme
 from llama_train.engine.deepspeed.mend import groups_wait_no_longer, import_deepspeed
 from llama_train.engine.deepspeed.partitions import Piece, find_partitions
 from llama_train.engine.deepspeed.settings import resolve_settings, settings_line
-from llama_train.engine.engine import Chunk, NonFiniteError, StepResult
+from llama_train.engine.engine import Chunk, RefusedUpdate, StepResult, is_fine
 from llama_train.engine.outputs import shown
 from llama_train.model.initialize import initial_values
 from llama_train.model.llama import IGNORE, Llama
@@ -71,6 +71,7 @@ class DeepSpeedEngine:
         learning_rate: float,
         look_at_gradients: Callable[[Iterator[Chunk]], None] | None = None,
         look_at_outputs: Callable[[int, torch.Tensor], None] | None = None,
+        most_loss: float = math.inf,
     ) -> StepResult:
         tokens = int(self._summed(sum(int((m.labels != IGNORE).sum()) for m in micro_batches)))
         # A batch without a single valid token has loss 0 and gradients 0, not NaN.
@@ -82,9 +83,9 @@ class DeepSpeedEngine:
         if look_at_gradients is not None:
             look_at_gradients(self._gradient_chunks())
         norm = self._gradient_norm()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not is_fine(loss, norm, most_loss):
             self._discard_step()
-            raise NonFiniteError(loss, norm)
+            raise RefusedUpdate(loss, norm)
         if 0 < self.max_grad_norm < norm + 1e-6:  # as torch.nn.utils.clip_grads_with_norm_
             self._scale_gradients(self.max_grad_norm / (norm + 1e-6))
         for group in self.optimizer.param_groups:

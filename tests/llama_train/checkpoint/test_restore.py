@@ -163,8 +163,20 @@ def test_newest_good_passes_over_damaged_ones_and_says_why(tmp_path):
     assert [("step-00000004" in text, "step-00000003" in text) for text in skipped] == [(True, False), (False, True)]
     for step in (1, 2):
         os.truncate(tmp_path / f"checkpoints/step-0000000{step}/rank-00000.bin", 5)
-    with pytest.raises(CheckpointError, match=r"no checkpoint is good: .*step-00000004.*step-00000001"):
-        newest_good(tmp_path)
+    checkpoint, skipped = newest_good(tmp_path)
+    assert checkpoint is None
+    assert len(skipped) == 4
+
+
+def test_retention_counts_only_sound_checkpoints(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (1, 2):
+        store.save(step, rank_chunks(0, 1), {"step": step})
+    os.truncate(tmp_path / "step-00000002/rank-00000.bin", 5)
+    store.save(3, rank_chunks(0, 1), {"step": 3})
+    assert store.steps() == [1, 3]
+    store.save(4, rank_chunks(0, 1), {"step": 4})
+    assert store.steps() == [3, 4]
 
 
 def save_through_ranks(directory: Path, world: int, by: str = "mixed", asynchronous: bool = False) -> None:

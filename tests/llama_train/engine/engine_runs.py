@@ -88,7 +88,7 @@ def train(directory: Path, rank: int, size: int) -> None:
     from llama_train.data.order import TokenOrder
     from llama_train.distributed import distributed
     from llama_train.engine.build import build_engine
-    from llama_train.engine.engine import NonFiniteError
+    from llama_train.engine.engine import RefusedUpdate
     from llama_train.optimizer.schedule import learning_rate
     from llama_train.parallel.resolve import resolve_layout
 
@@ -119,7 +119,7 @@ def train(directory: Path, rank: int, size: int) -> None:
                     keep(directory / "gradients", 1, chunks)
 
             if step == leg["poisoned"]:
-                with pytest.raises(NonFiniteError):
+                with pytest.raises(RefusedUpdate):
                     engine.step(batches, rate, poison)
             result = engine.step(batches, rate, look)
             steps.append(dataclasses.asdict(result))

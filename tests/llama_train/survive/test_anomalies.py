@@ -1,7 +1,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_train.survive.anomalies import describe_non_finite
+from llama_train.config import SurviveConfig
+from llama_train.engine.engine import RefusedUpdate
+from llama_train.survive.anomalies import Anomalies, describe_refused
 
 
 @dataclass
@@ -13,7 +15,15 @@ class Place:
 
 def test_the_step_ten_documents_and_the_last_checkpoint_are_named():
     documents = [Place("web", f"part-{number}.jsonl", 100 + number) for number in range(12)]
-    message = str(describe_non_finite(7, float("nan"), 1.5, documents, Path("runs/a/checkpoints/step-00000006")))
+    message = str(
+        describe_refused(
+            7,
+            RefusedUpdate(float("nan"), 1.5),
+            Anomalies(SurviveConfig()),
+            documents,
+            Path("runs/a/checkpoints/step-00000006"),
+        )
+    )
     assert "step 7: loss=nan, grad_norm=1.5" in message
     assert "documents in its batch: 12; the first 10:" in message
     assert "web: part-9.jsonl, row 109" in message
@@ -22,6 +32,10 @@ def test_the_step_ten_documents_and_the_last_checkpoint_are_named():
 
 
 def test_without_a_checkpoint_that_is_said():
-    message = str(describe_non_finite(1, float("inf"), float("inf"), [Place("web", "a.jsonl", 0)], None))
+    message = str(
+        describe_refused(
+            1, RefusedUpdate(float("inf"), float("inf")), Anomalies(SurviveConfig()), [Place("web", "a.jsonl", 0)], None
+        )
+    )
     assert "documents in its batch: 1:\n  web: a.jsonl, row 0" in message
     assert "no checkpoint has been written yet" in message
