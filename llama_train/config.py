@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from llama_foundation.errors import ConfigError
+from llama_train.slurm import SlurmConfig
 
 
 @dataclass
@@ -396,12 +397,17 @@ class ClusterConfig:
     nccl: dict[str, str] = field(default_factory=dict)  # environment of NCCL and Gloo, set before they start
     processes_per_node: int | None = None  # that share the fastest network; null: as many as the launcher started here
     numa_binding: bool = False  # each process on the cores next to its device; without devices, on cores of its own
+    interface: str | None = None  # network interface that the processes meet on, as ip(8) names it; null: the host's
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def check(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"cluster.device={self.device}; use auto, cpu or cuda")
         if self.processes_per_node is not None:
             _at_least("cluster.processes_per_node", self.processes_per_node, 1)
+        if self.interface is not None and not re.fullmatch(r"[\w.:@-]{1,15}", self.interface):
+            raise ConfigError(f"cluster.interface={self.interface!r} is no name of a network interface; see: ip link")
+        self.slurm.check()
         for name, value in self.nccl.items():
             if not re.fullmatch(r"(NCCL|TORCH_NCCL|GLOO)_[A-Z0-9_]+", name) and name not in COMMUNICATION_VARIABLES:
                 raise ConfigError(
