@@ -39,7 +39,7 @@ quickstart: $(INSTALLED)
 	@$(VENV)/bin/python examples/quickstart.py
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not slurm" -n $(WORKERS) --dist loadfile
 
 prove: $(INSTALLED)
 	$(VENV)/bin/python -m llama_train.prove experiment=quickstart prove.matrix=full

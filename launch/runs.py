@@ -41,6 +41,11 @@ class Row:
     nodes: str
     where: str
 
+    @property
+    def active(self) -> bool:
+        """Whether it waits, runs, or is about to do so again."""
+        return self.state.split()[0] in _ACTIVE
+
 
 def record_job(run: Path, job: str) -> None:
     """Remember a job id of this run."""
@@ -89,7 +94,7 @@ def logs(config: RunsConfig) -> int:
 def stop(config: RunsConfig) -> int:
     """Ask the run's jobs to write a checkpoint and end, and not to come back."""
     run = _run(config)
-    active = [row for row in job_rows(_jobs(run)) if row.state.split()[0] in _ACTIVE]
+    active = [row for row in job_rows(_jobs(run)) if row.active]
     if not active:
         raise RunError(f"{run} has no job that waits or runs; nothing to stop")
     (run / STOP).write_text("")
@@ -104,16 +109,19 @@ def stop(config: RunsConfig) -> int:
 
 
 def job_rows(jobs: list[str]) -> list[Row]:
-    """Ask SLURM for these jobs: its queue for those that wait or run, its accounting for the others.
+    """Ask SLURM for these jobs: its queue for those that wait or run, its accounting, which
+    lags by seconds and may not exist, for the others.
 
     Raises:
         RunError: there is no SLURM here.
     """
     if not jobs:
         return []
-    rows = {row.job: row for row in _ask(["sacct", "-nXP", f"--format={','.join(_SACCT)}", "-j", ",".join(jobs)])}
-    for job in jobs:  # squeue refuses all of a list when one of it is gone
-        rows |= {row.job: row for row in _ask(["squeue", "-h", "-t", "all", "-o", _SQUEUE, "-j", job])}
+    queued: dict[str, Row] = {}
+    for job in jobs:  # of a list squeue refuses all when one is gone
+        queued |= {row.job: row for row in _ask(["squeue", "-h", "-t", "all", "-o", _SQUEUE, "-j", job])}
+    kept = {row.job: row for row in _ask(["sacct", "-nXP", f"--format={','.join(_SACCT)}", "-j", ",".join(jobs)])}
+    rows = kept | {job: row for job, row in queued.items() if job not in kept or row.active or kept[job].active}
     return [rows.get(job) or Row(job, "gone from SLURM's memory", "-", "-", "-", "-") for job in jobs]
 
 

@@ -139,7 +139,7 @@ def _cpus_per_task(settings: SlurmConfig) -> int | None:
 
 
 def container_options(job: Job, settings: SlurmConfig) -> str:
-    """Return srun's options for the pyxis plugin, empty without an image."""
+    """Return srun's options for the pyxis plugin with a blank behind them, empty without an image."""
     if settings.container_image is None:
         return ""
     here = Path.cwd()
@@ -149,7 +149,7 @@ def container_options(job: Job, settings: SlurmConfig) -> str:
         f"--container-mounts={','.join(mounts)}",
         f"--container-workdir={here}",
     ]
-    return shlex.join(options)
+    return shlex.join(options) + " "
 
 
 def submit(script: Path, settings: SlurmConfig) -> str:

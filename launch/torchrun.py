@@ -83,6 +83,9 @@ def register() -> None:
     class OnOneAddress(StaticTCPRendezvous):
         """Node 0 serves the store, on the address that all were told and on no other."""
 
+        def get_backend(self) -> str:
+            return BACKEND
+
         def next_rendezvous(self) -> RendezvousInfo:
             if self.rank == 0 and self._store is None:
                 self._store = serve(self.master_addr, self.master_port, self.world_size, self.timeout)

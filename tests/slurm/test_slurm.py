@@ -1,0 +1,167 @@
+"""Jobs on a real SLURM (slurm_cluster.py): what a cluster's user does, and what happens to the jobs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, wait_for
+from slurm_settings import settings_for
+
+from launch.attempts import newest_step, read_attempts
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+TWO = ("nodes=2", "layout.micro_batch_size=1")
+PLANTED = "planted-secret-0123456789"
+
+
+def submitted(result) -> str:
+    """Return the job id that llama-launch printed."""
+    assert result.returncode == 0, result.stderr
+    return re.search(r"^job (\d+):", result.stdout, re.MULTILINE)[1]
+
+
+def ended(slurm: Cluster, job: str, run: Path, seconds: float = 150) -> str:
+    """Wait for the job's end and return its state."""
+    until(slurm, run, lambda: slurm.state(job) in ENDED, seconds, f"the end of job {job}")
+    return slurm.state(job)
+
+
+def trains(slurm: Cluster, job: str, run: Path, step: int, seconds: float = 90) -> None:
+    """Wait until the run has a checkpoint of `step` or a later one."""
+    until(slurm, run, lambda: newest_step(run) >= step or slurm.state(job) in ENDED, seconds, f"step {step}")
+    assert newest_step(run) >= step, log(run)
+
+
+def until(slurm: Cluster, run: Path, condition, seconds: float, what: str) -> None:
+    try:
+        wait_for(condition, seconds, what)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}\n{slurm.run('squeue').stdout}\n{log(run)}\n{slurm.log()}") from None
+
+
+def log(run: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(run.glob("logs/slurm-*.out")))
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Step -> loss; of a step done twice, the last time."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def long(settings: list[str], steps: int) -> list[str]:
+    """A run that lasts long enough to be disturbed, with a checkpoint every 20 steps."""
+    return [*settings, "schedule=constant", f"steps={steps}", "checkpoint.every=20", "logging.console=none"]
+
+
+@pytest.fixture(scope="module")
+def reference(launch, shards, tmp_path_factory) -> dict[int, float]:
+    """The losses of the same run in one process, without SLURM."""
+    directory = tmp_path_factory.mktemp("alone")
+    alone = launch("local", *settings_for(shards, directory), "cluster=cpu", "processes_per_node=1")
+    assert alone.returncode == 0, alone.stderr
+    return losses(directory / "run")
+
+
+@pytest.mark.parametrize("tasks", ["node", "rank"])
+def test_two_nodes_of_two_ranks_compute_what_one_process_does(
+    slurm, launch, settings, tmp_path, reference, tasks
+) -> None:
+    run = tmp_path / "run"
+    job = submitted(launch("slurm", *TWO, f"cluster.slurm.tasks={tasks}", *settings, secret=PLANTED))
+    assert ended(slurm, job, run) == "COMPLETED", log(run)
+    assert "finished after step 12" in log(run)
+    assert losses(run) == pytest.approx(reference, rel=1e-4)
+    assert len(losses(run)) == 12
+    written = [path for path in run.rglob("*") if path.is_file()]
+    assert [path for path in written if PLANTED.encode() in path.read_bytes()] == []
+    assert [path for path in [run, *run.rglob("*")] if path.stat().st_mode & 0o002] == []
+    row = re.compile(rf"^{job} +COMPLETED +0:0 .* 2 +n\[", re.MULTILINE)  # the exit code is sacct's, which lags
+    until(slurm, run, lambda: row.search(launch("status", f"run={run}").stdout), 15, "sacct's row in status")
+    assert "last step: 12" in launch("status", f"run={run}").stdout
+
+
+def test_requeued_job_goes_on_where_it_was(slurm, launch, settings, tmp_path) -> None:
+    run = tmp_path / "run"
+    job = submitted(launch("slurm", *TWO, *long(settings, 400)))
+    trains(slurm, job, run, 20)
+    slurm.run("scontrol", "requeue", job).check_returncode()
+    assert ended(slurm, job, run) == "COMPLETED", log(run)
+    first, second = read_attempts(run)
+    assert (first["began_after"], second["ended_after"]) == (0, 400)
+    assert second["began_after"] >= 20
+    assert sorted(losses(run)) == list(range(1, 401))
+
+
+def test_warning_ahead_of_the_time_limit_makes_a_checkpoint_and_a_new_attempt(
+    slurm, launch, settings, tmp_path
+) -> None:
+    run = tmp_path / "run"
+    limit = ("cluster.slurm.time=1", "cluster.slurm.warning_seconds=30")
+    job = submitted(launch("slurm", *TWO, *limit, *long(settings, 100_000), "checkpoint.every=100000"))
+    until(slurm, run, lambda: len(read_attempts(run)) == 2, 120, "a second attempt")
+    first, second = read_attempts(run)
+    assert first["status"] == 0
+    assert second["began_after"] == first["ended_after"] > 0  # by the warning: no other checkpoint was due
+    assert "asked to stop" in log(run)
+    stopped = launch("stop", f"run={run}")
+    if "asked" in stopped.stdout:
+        assert ended(slurm, job, run) == "COMPLETED", log(run)
+        assert "stopped by llama-launch stop" in log(run)
+
+
+def test_dead_node_is_replaced_and_the_run_finishes(slurm, launch, settings, tmp_path) -> None:
+    run = tmp_path / "run"
+    job = submitted(launch("slurm", *TWO, *long(settings, 400)))
+    trains(slurm, job, run, 20)
+    nodes = slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
+    victim = slurm.run("scontrol", "show", "hostnames", nodes).stdout.split()[-1]
+    slurm.kill_node(victim)
+    try:
+        assert ended(slurm, job, run, 200) == "COMPLETED", log(run)
+        attempts = read_attempts(run)
+        assert len(attempts) >= 2 and attempts[-1]["ended_after"] == 400
+        assert attempts[1]["began_after"] >= 20
+        last = slurm.run("scontrol", "show", "hostnames", attempts[-1]["nodes"]).stdout.split()
+        assert len(last) == 2 and victim not in last
+    finally:
+        slurm.start_node(int(victim[1:]))
+        wait_for(lambda: len(slurm.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").stdout.split()) == 4, 40, "nodes")
+
+
+def test_scancel_leaves_a_checkpoint_of_the_last_step_and_does_not_come_back(slurm, launch, settings, tmp_path) -> None:
+    run = tmp_path / "run"
+    job = submitted(launch("slurm", *TWO, *long(settings, 100_000)))
+    trains(slurm, job, run, 20)
+    slurm.run("scancel", job).check_returncode()
+    assert ended(slurm, job, run) == "CANCELLED"
+    until(slurm, run, lambda: "SLURM says" in log(run), 30, "the end of the batch script")
+    step = newest_step(run)
+    again = launch("local", *long(settings, 100_000), "cluster=cpu", "processes_per_node=1", f"stop_at_step={step + 1}")
+    assert again.returncode == 0, again.stderr
+    assert sorted(losses(run)) == list(range(1, step + 2))  # no step was lost or done without being kept
+
+
+def test_error_of_the_user_ends_the_job_at_once(slurm, launch, settings, tmp_path) -> None:
+    run = tmp_path / "run"
+    missing = f"data.shards={tmp_path}/missing"
+    job = submitted(launch("slurm", *TWO, *settings, missing))
+    assert ended(slurm, job, run) == "FAILED"
+    assert log(run).count("error:") == 1 and "Traceback" not in log(run), log(run)
+    assert f"{tmp_path}/missing" in log(run) and "not queued again" in log(run)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("cluster.slurm.partition=nowhere", "cluster.slurm.partition=nowhere"),
+        ("nodes=9", "nodes"),
+        ("cluster.slurm.gpus_per_node=8", "gpus_per_node"),
+    ],
+)
+def test_what_slurm_refuses_is_said_with_the_setting(launch, settings, setting, words) -> None:
+    refused = launch("slurm", *settings, "data.batch_size=18", "layout.micro_batch_size=1", setting)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert "SLURM does not take the job" in refused.stderr and words in refused.stderr.rpartition("(")[2]
