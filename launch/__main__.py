@@ -3,6 +3,7 @@
 llama-launch local  experiment=...                       on this machine, one process per GPU
 llama-launch slurm  cluster=... nodes=64 experiment=...  as a job that goes on until it is done; dry_run=true
 llama-launch hosts  hosts=[a,b] experiment=...           the line for every machine of a cluster without SLURM
+llama-launch doctor cluster=... nodes=64 directory=DIR   whether the machines are fit; full=true: every pair of nodes
 llama-launch status run=DIR                              its jobs, its attempts, how far it is
 llama-launch logs   run=DIR                              the end of its newest log
 llama-launch stop   run=DIR                              write a checkpoint, end, do not come back; now=true: cancel
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 from launch import runs
 from launch.config import Job, read_job
+from launch.doctor import DoctorConfig, doctor
 from launch.hosts import hosts
 from launch.local import local
 from launch.slurm import slurm
@@ -34,7 +36,9 @@ def main() -> int:
             return JOBS[word](read_job(sys.argv[1:]))
         if word in RUNS:
             return compose.main("runs", runs.RunsConfig, RUNS[word])
-        raise ConfigError(f"llama-launch {word}: use one of {', '.join([*JOBS, *RUNS])}")
+        if word == "doctor":
+            return compose.main("doctor", DoctorConfig, doctor)
+        raise ConfigError(f"llama-launch {word}: use one of {', '.join([*JOBS, *RUNS, 'doctor'])}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -11,9 +11,9 @@ Round = list[list[int]]
 
 
 def rounds(nodes: int) -> list[Round]:
-    """Return about log2(nodes) + 2 rounds: all nodes, halves, quarters, ... pairs, and the pairs moved on by one.
+    """Return about log2(nodes) + 2 rounds: all nodes, halves, quarters, ..., and three rounds of pairs.
 
-    In the last two rounds every node has two different partners, so that of a slow pair the slow node can be told.
+    With three rounds every node has at least two partners, so that of a slow pair the slow node can be told.
     """
     if nodes < 2:
         return []
@@ -22,10 +22,7 @@ def rounds(nodes: int) -> list[Round]:
     while size > 2:
         found.append(_groups(list(range(nodes)), size))
         size = (size + 1) // 2
-    found.append(_groups(list(range(nodes)), 2))
-    if nodes > 2:
-        found.append(_groups([*range(1, nodes), 0], 2))
-    return found
+    return found + every_pair(nodes)[:3]
 
 
 def every_pair(nodes: int) -> list[Round]:

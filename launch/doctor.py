@@ -1,198 +1,76 @@
-"""`python -m launch.doctor DIRECTORY`, on every rank of a job: is this set of machines fit to train on?
+"""`llama-launch doctor`: run launch.health on this machine, or on nodes of SLURM, and show what it says."""
 
-Versions, GPUs, the shared directory, clocks, and the network between the nodes. Rank 0 prints the table; the exit status
-is 3 if something is wrong. It is started by `llama-launch doctor`, or by hand under launch.torchrun or srun.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-import os
-import shutil
-import socket
-import statistics
-import subprocess
 import sys
 import time
-from datetime import timedelta
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.distributed as dist
+from omegaconf import MISSING
 
-from launch.bandwidth import every_pair, rounds, slow_nodes
-from llama_foundation.errors import RunError, UserError
-from llama_train.agreement import difference, software
-from llama_train.distributed import distributed, meet
-
-MOST_SKEW_SECONDS = 1.0  # logs and leases are compared across nodes; assumed
-FEWEST_FREE_GIGABYTES = 10.0  # a checkpoint of a small model; assumed
-SPEED_BYTES = 1 << 26
-GPU_FIELDS = "name,driver_version,temperature.gpu,clocks.sm,clocks.max.sm,ecc.errors.uncorrected.volatile.total"
+from launch.address import free_port
+from launch.attempts import job_state
+from launch.local import gpus_here, run_to_end
+from launch.slurm import render_template, require_slurm, submit
+from llama_foundation.errors import ConfigError, RunError
+from llama_foundation.files import publish_text
+from llama_train.config import ClusterConfig
 
 
-def examine(directory: Path, device: str, full: bool, megabytes: int) -> int:
-    """Run all checks on all ranks; return the exit status, the same on every rank."""
-    store = meet(600)
-    with distributed(device, store, 120) as world:
-        nodes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        node_count, node = world.size // nodes, world.rank // nodes
-        about = facts(directory, world.rank, world.local_rank == 0)
-        dist.barrier(group=world.control)
-        about["clock"] = time.time()
-        seen = [path.name for path in sorted(directory.glob(".doctor-*"))] if world.local_rank == 0 else None
-        about["files_seen"] = seen
-        dist.barrier(group=world.control)
-        if world.local_rank == 0:
-            (directory / f".doctor-{world.rank}").unlink(missing_ok=True)
-        every = _share(store, world.rank, world.size, about)
-        measured = []
-        for groups in rounds(node_count) + (every_pair(node_count) if full and node_count > 2 else []):
-            values = _measure(store, groups, node, nodes, world, megabytes)
-            measured.append((groups, values))
-        problems = judge(every, nodes)
-        names = [every[number * nodes]["host"] for number in range(node_count)]
-        problems += [f"{names[number]}: slow or failing network" for number in slow_nodes(measured)]
-        if world.main:
-            report(every, nodes, names, measured, problems)
-        return RunError.exit_code if problems else 0
+@dataclass
+class DoctorConfig:
+    """Which machines to look at."""
+
+    directory: str = MISSING  # that all nodes share, where runs will be
+    nodes: int = 1  # 1: this machine, without SLURM
+    processes_per_node: int | None = None  # null: as for a run
+    full: bool = False  # measure every pair of nodes; takes as many rounds as there are nodes
+    megabytes: int = 64  # of an all-reduce
+    dry_run: bool = False
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def check(self) -> None:
+        for name in ("nodes", "megabytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        self.cluster.check()
 
 
-def facts(directory: Path, rank: int, first: bool) -> dict[str, Any]:
-    """Return what this rank can say by itself; the first rank of a node speaks for its disk and its GPUs."""
-    about: dict[str, Any] = {"rank": rank, "host": socket.gethostname(), "software": software()}
-    if not first:
-        return about
-    about["gpus"] = gpus()
-    try:
-        about["free_gigabytes"] = shutil.disk_usage(directory).free / 1e9
-        path = directory / f".doctor-{rank}"
-        start = time.perf_counter()
-        with open(path, "wb") as file:
-            file.write(os.urandom(1 << 20) * (SPEED_BYTES >> 20))
-            os.fsync(file.fileno())
-        about["write_megabytes_per_second"] = SPEED_BYTES / 1e6 / (time.perf_counter() - start)
-    except OSError as error:
-        about["disk_problem"] = f"{directory}: {error.strerror}"
-    return about
+def doctor(config: DoctorConfig) -> int:
+    """Examine the machines; return 3 if something is wrong with them.
 
-
-def gpus() -> list[list[str]]:
-    """Return what nvidia-smi says of each GPU, in the order of GPU_FIELDS."""
-    command = ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    lines = answer.stdout.splitlines() if answer.returncode == 0 else []
-    return [[cell.strip() for cell in line.split(",")] for line in lines]
-
-
-def judge(every: list[dict[str, Any]], per_node: int) -> list[str]:
-    """Return what is wrong, node by node, for people to read."""
-    problems = []
-    firsts = every[::per_node]
-    gpu_counts = [len(each["gpus"]) for each in firsts]
-    clock = statistics.median(each["clock"] for each in every)
-    written = {f".doctor-{each['rank']}" for each in firsts if "disk_problem" not in each}
-    for each in every:
-        if other := difference(each["software"], every[0]["software"]):
-            problems.append(f"rank {each['rank']} ({each['host']}) runs {other} of rank 0")
-        if abs(each["clock"] - clock) > MOST_SKEW_SECONDS:
-            problems.append(f"{each['host']}: its clock is {each['clock'] - clock:+.1f} s off the others'")
-    for each, count in zip(firsts, gpu_counts, strict=True):
-        host = each["host"]
-        if count != max(gpu_counts):
-            problems.append(f"{host}: {count} GPUs, {max(gpu_counts)} on others")
-        for number, gpu in enumerate(each["gpus"]):
-            if gpu[-1] not in ("0", "[N/A]", "N/A"):
-                problems.append(f"{host}: GPU {number} has had {gpu[-1]} uncorrected memory errors")
-        if "disk_problem" in each:
-            problems.append(f"{host}: cannot write in {each['disk_problem']}")
-        elif each["free_gigabytes"] < FEWEST_FREE_GIGABYTES:
-            problems.append(f"{host}: only {each['free_gigabytes']:.1f} GB free in the directory")
-        if unseen := written - set(each["files_seen"]):
-            problems.append(f"{host}: does not see {len(unseen)} of {len(written)} nodes' files; directory not shared?")
-    return list(dict.fromkeys(problems))
-
-
-def report(every: list, per_node: int, names: list[str], measured: list, problems: list[str]) -> None:
-    """Print what was found."""
-    print(f"{'node':16} {'GPUs':>4} {'free GB':>9} {'write MB/s':>10} {'clock ms':>9}")
-    clock = statistics.median(each["clock"] for each in every)
-    for each in every[::per_node]:
-        free, speed = each.get("free_gigabytes", 0.0), each.get("write_megabytes_per_second", 0.0)
-        skew = (each["clock"] - clock) * 1000
-        print(f"{each['host']:16} {len(each['gpus']):4} {free:9,.1f} {speed:10,.0f} {skew:+9.1f}")
-    for groups, values in measured:
-        print(f"all-reduce in groups of {len(groups[0])} nodes: {min(values):.2f} to {max(values):.2f} GB/s")
-    for problem in problems:
-        print(f"PROBLEM  {problem}")
-    print("nothing wrong" if not problems else f"{len(problems)} problems", flush=True)
-
-
-def _measure(store: dist.Store, groups: list, node: int, per_node: int, world: Any, megabytes: int) -> list[float]:
-    """All-reduce in every group at the same time; return each group's bus bandwidth in GB/s, the same on every rank.
-
-    Bus bandwidth is bytes · 2(n − 1)/n / seconds (NVIDIA/nccl-tests, PERFORMANCE.md); 0 where it failed.
+    Raises:
+        ConfigError: the directory is missing, or SLURM refuses the job.
+        RunError: there is no SLURM here.
     """
-    mine, value = None, 0.0
-    for members in groups:
-        ranks = [number * per_node + local for number in members for local in range(per_node)]
-        group = dist.new_group(ranks, timeout=timedelta(seconds=60))
-        if node in members:
-            mine = (group, len(ranks))
-    if mine is not None:
-        group, count = mine
-        tensor = torch.ones(megabytes << 18, device=world.device)  # float32
-        try:
-            dist.all_reduce(tensor, group=group)  # connects
-            _wait(world.device)
-            start = time.perf_counter()
-            for _ in range(3):
-                dist.all_reduce(tensor, group=group)
-            _wait(world.device)
-            seconds = (time.perf_counter() - start) / 3
-            value = tensor.numel() * 4 * 2 * (count - 1) / count / seconds / 1e9
-        except RuntimeError as error:
-            print(f"{socket.gethostname()}: all-reduce failed: {str(error).splitlines()[0]}", file=sys.stderr)
-    every = _share(store, world.rank, world.size, value)
-    return [
-        min(every[number * per_node + local] for number in members for local in range(per_node)) for members in groups
-    ]
+    directory = Path(config.directory).absolute()
+    if not directory.is_dir():
+        raise ConfigError(f"directory={config.directory} is no directory; give the one that runs will be in")
+    cluster = config.cluster
+    count = config.processes_per_node or cluster.processes_per_node or cluster.slurm.gpus_per_node
+    arguments = [str(directory), f"--device={cluster.device}", f"--megabytes={config.megabytes}"]
+    arguments += ["--full"] if config.full else []
+    if config.nodes == 1:
+        count = count or max(gpus_here(cluster.device), 1)
+        agent = ["-m", "launch.torchrun", f"--processes={count}", f"--port={free_port()}"]
+        return run_to_end([sys.executable, *agent, "launch.health", *arguments])
+    if count is None:
+        raise ConfigError("how many processes does a node have? Give processes_per_node=8")
+    script = render_template(
+        *("doctor.sbatch", cluster), nodes=config.nodes, processes_per_node=count, run=directory, arguments=arguments
+    )
+    if config.dry_run:
+        print(script, end="")
+        return 0
+    require_slurm()
+    path = directory / "doctor.sbatch"
+    publish_text(path, script)
+    job = submit(path, cluster.slurm)
+    print(f"job {job}: waiting for {config.nodes} nodes; ctrl-c leaves it in the queue", file=sys.stderr)
+    while (state := job_state(job)) in WAITING:
+        time.sleep(1)
+    log = directory / f"doctor-{job}.out"
+    print(log.read_text() if log.is_file() else f"{state}: its nodes could not write {log}", end="")
+    return 0 if state == "COMPLETED" else RunError.exit_code
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-_shared = 0
-
-
-def _share(store: dist.Store, rank: int, size: int, value: Any) -> list[Any]:
-    """Return every rank's value, on every rank; as JSON, because objects of torch.distributed are pickled."""
-    global _shared
-    _shared += 1
-    store.set(f"doctor-{_shared}-{rank}", json.dumps(value))
-    return [json.loads(store.get(f"doctor-{_shared}-{each}")) for each in range(size)]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.doctor", description=__doc__.partition("\n")[0])
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--full", action="store_true", help="measure every pair of nodes")
-    parser.add_argument("--megabytes", type=int, default=64, help="size of an all-reduce")
-    options = parser.parse_args()
-    try:
-        return examine(options.directory, options.device, options.full, options.megabytes)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+WAITING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -15,6 +16,7 @@ from launch.config import Job, check_processes
 from launch.runs import record_job
 from launch.snapshot import refuse_secrets, snapshot
 from llama_foundation.errors import ConfigError, RunError
+from llama_train.config import ClusterConfig
 from llama_train.slurm import SlurmConfig, Tasks
 
 _PACKAGED = Path(__file__).parent / "templates"
@@ -41,11 +43,7 @@ def slurm(job: Job) -> int:
     if job.launch.dry_run:
         print(script, end="")
         return 0
-    if shutil.which("sbatch") is None:
-        raise RunError(
-            "there is no SLURM on this machine (no sbatch in PATH); submit from a login node of the cluster, or use "
-            "llama-launch local, or hosts"
-        )
+    require_slurm()
     (job.directory / "logs").mkdir(parents=True, exist_ok=True)
     for directory in (job.directory, job.directory / "logs"):
         directory.chmod(directory.stat().st_mode & ~0o002)
@@ -58,6 +56,15 @@ def slurm(job: Job) -> int:
     for command, what in (("status", "where it is"), ("logs", "what it prints"), ("stop", "checkpoint, and end")):
         print(f"llama-launch {command:6} run={job.directory}    # {what}")
     return 0
+
+
+def require_slurm() -> None:
+    """Refuse to go on where there is nothing to submit to."""
+    if shutil.which("sbatch") is None:
+        raise RunError(
+            "there is no SLURM on this machine (no sbatch in PATH); submit from a login node of the cluster, or use "
+            "llama-launch local, or hosts"
+        )
 
 
 def processes_on_a_node(job: Job) -> int:
@@ -81,30 +88,39 @@ def processes_on_a_node(job: Job) -> int:
 def render(job: Job, processes_per_node: int) -> str:
     """Return the batch script of a job."""
     settings = job.train.cluster.slurm
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
-    environment.filters["quote"] = lambda value: shlex.quote(str(value))
-    name = re.sub(r"[^\w.=,-]", "-", job.train.name)
-    return environment.get_template("train.sbatch").render(
-        name=name,
+    return render_template(
+        "train.sbatch",
+        job.train.cluster,
+        name=re.sub(r"[^\w.=,-]", "-", job.train.name),
         nodes=job.launch.nodes,
         processes_per_node=processes_per_node,
         tasks=settings.tasks.name,
         tasks_per_node=1 if settings.tasks is Tasks.node else processes_per_node,
-        options=sbatch_options(settings),
         run=str(job.directory),
-        directory=str(Path.cwd()),
-        python=settings.python or sys.executable,
-        setup=settings.setup,
-        interface=job.train.cluster.interface or "",
         container=container_options(job, settings),
-        first_port=settings.first_port,
-        port_count=settings.port_count,
         warning_seconds=settings.warning_seconds,
         requeue=settings.requeue,
         attempts_without_progress=settings.attempts_without_progress,
         arguments=absolute_output(job),
+    )
+
+
+def render_template(template: str, cluster: ClusterConfig, **values: Any) -> str:
+    """Fill in a file of slurm/: `values`, and what every job on `cluster` needs."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    settings = cluster.slurm
+    return environment.get_template(template).render(
+        options=sbatch_options(settings),
+        directory=str(Path.cwd()),
+        python=settings.python or sys.executable,
+        setup=settings.setup,
+        interface=cluster.interface or "",
+        first_port=settings.first_port,
+        port_count=settings.port_count,
+        **values,
     )
 
 
@@ -158,7 +174,8 @@ def submit(script: Path, settings: SlurmConfig) -> str:
     Raises:
         ConfigError: SLURM refuses it; its words, and the setting they are about.
     """
-    answer = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, env=_environment())
+    command = ["sbatch", "--parsable", str(script)]
+    answer = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if answer.returncode == 0:
         return answer.stdout.strip().partition(";")[0]
     words = " ".join(line.removeprefix("sbatch: error: ") for line in answer.stderr.splitlines())

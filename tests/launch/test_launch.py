@@ -201,7 +201,11 @@ def test_status_is_that_of_the_rank_that_failed_and_nothing_is_said_twice(tmp_pa
 def test_signal_reaches_the_ranks_which_take_the_time_they_need(tmp_path) -> None:
     program = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(1), print('saved\\n', end='', flush=True), sys.exit(0)))\n"
+        "def save(*_):\n"
+        "    time.sleep(1)\n"
+        "    sys.stdout.write('saved\\n')\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGUSR1, save)\n"
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
     )

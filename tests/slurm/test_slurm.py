@@ -165,3 +165,14 @@ def test_what_slurm_refuses_is_said_with_the_setting(launch, settings, setting, 
     refused = launch("slurm", *settings, "data.batch_size=18", "layout.micro_batch_size=1", setting)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
     assert "SLURM does not take the job" in refused.stderr and words in refused.stderr.rpartition("(")[2]
+
+
+def test_doctor_finds_nothing_wrong_with_four_nodes_and_measures_them(launch, tmp_path) -> None:
+    found = launch(
+        "doctor", "cluster=slurm_loopback", "nodes=4", "processes_per_node=1", f"directory={tmp_path}", "megabytes=4"
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert re.findall(r"^(n\d) ", found.stdout, re.MULTILINE) == ["n1", "n2", "n3", "n4"]
+    assert found.stdout.count("all-reduce in groups of 4 nodes") == 1 and "groups of 2 nodes" in found.stdout
+    assert "nothing wrong" in found.stdout
+    assert [path.name for path in tmp_path.glob(".health-*")] == []
