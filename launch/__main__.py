@@ -3,6 +3,7 @@
 llama-launch local  experiment=...                       on this machine, one process per GPU
 llama-launch slurm  cluster=... nodes=64 experiment=...  as a job that goes on until it is done; dry_run=true
 llama-launch hosts  hosts=[a,b] experiment=...           the line for every machine of a cluster without SLURM
+llama-launch sweep  sweep=learning_rate ...              several runs, here or where=slurm, and a comparison of them
 llama-launch doctor cluster=... nodes=64 directory=DIR   whether the machines are fit; full=true: every pair of nodes
 llama-launch status run=DIR                              its jobs, its attempts, how far it is
 llama-launch logs   run=DIR                              the end of its newest log
@@ -18,6 +19,7 @@ from launch.doctor import DoctorConfig, doctor
 from launch.hosts import hosts
 from launch.local import local
 from launch.slurm import slurm
+from launch.sweep import sweep
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, UserError
 
@@ -36,9 +38,11 @@ def main() -> int:
             return JOBS[word](read_job(sys.argv[1:]))
         if word in RUNS:
             return compose.main("runs", runs.RunsConfig, RUNS[word])
+        if word == "sweep":
+            return sweep(sys.argv[1:])
         if word == "doctor":
             return compose.main("doctor", DoctorConfig, doctor)
-        raise ConfigError(f"llama-launch {word}: use one of {', '.join([*JOBS, *RUNS, 'doctor'])}")
+        raise ConfigError(f"llama-launch {word}: use one of {', '.join([*JOBS, 'sweep', 'doctor', *RUNS])}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
