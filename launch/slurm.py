@@ -174,11 +174,15 @@ def submit(script: Path, settings: SlurmConfig) -> str:
     Raises:
         ConfigError: SLURM refuses it; its words, and the setting they are about.
     """
-    command = ["sbatch", "--parsable", str(script)]
-    answer = subprocess.run(command, capture_output=True, text=True, env=_environment())
-    if answer.returncode == 0:
+    for option in ("--test-only", "--parsable"):  # without the first, SLURM queues some jobs that can never start
+        answer = subprocess.run(["sbatch", option, str(script)], capture_output=True, text=True, env=_environment())
+        if answer.returncode:
+            break
+    else:
         return answer.stdout.strip().partition(";")[0]
-    words = " ".join(line.removeprefix("sbatch: error: ") for line in answer.stderr.splitlines())
+    words = " ".join(
+        line.removeprefix("sbatch: error: ").removeprefix("allocation failure: ") for line in answer.stderr.splitlines()
+    )
     raise ConfigError(f"SLURM does not take the job: {words}{_about(words, settings)}")
 
 
@@ -193,7 +197,8 @@ def _about(words: str, settings: SlurmConfig) -> str:
         "account": ("account", "sacctmgr show associations user=$USER lists yours"),
         "qos": ("qos", "sacctmgr show qos lists them"),
         "time limit": ("time", "sinfo -o '%P %l' shows the limits"),
-        "node configuration": ("gpus_per_node, cpus_per_node, memory", "sinfo -Nel shows what nodes have"),
+        "generic resource": ("gpus_per_node", "sinfo -o '%P %G' shows what nodes have"),
+        "node configuration": ("nodes", "sinfo -Nel shows how many there are and what they have"),
         "node count": ("nodes", "sinfo shows how many there are"),
     }
     for word, (name, help) in known.items():

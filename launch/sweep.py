@@ -58,7 +58,8 @@ def sweep(arguments: list[str]) -> int:
     ready = [each for each in ready_made(config.sweep) if each.partition("=")[0] not in given]
     overrides = [*ready, *others]
     train = compose.compose("train", TrainConfig, first_job(overrides))
-    command = [sys.executable, "-m", "llama_train", "--multirun", *overrides]
+    files = Path(train.output) / f"{train.name}-multirun"  # of Hydra and submitit
+    command = [sys.executable, "-m", "llama_train", "--multirun", *overrides, f"hydra.sweep.dir={files}"]
     if config.where == "slurm":
         command += submitit(train.cluster.slurm, config.at_once)
     if config.dry_run:

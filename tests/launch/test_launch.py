@@ -54,7 +54,7 @@ def test_container_is_given_to_srun_with_the_directories_that_it_needs(tmp_path)
     options = shlex.split(container_options(job, job.train.cluster.slurm))
     assert "--container-image=/images/train.sqsh" in options
     assert f"{job.directory}:{job.directory}" in options[1]
-    assert "srun --kill-on-bad-exit=1 --container-image=/images/train.sqsh" in render(job, 2)
+    assert "--wait=60 --container-image=/images/train.sqsh" in render(job, 2)
 
 
 @pytest.mark.parametrize(

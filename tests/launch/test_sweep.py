@@ -20,6 +20,7 @@ def record(step: int, loss: float) -> dict:
     numbers = dict.fromkeys(("lr", "grad_norm", "seconds", "tokens_per_second", "tokens_per_second_per_device"), 1.0)
     numbers |= dict.fromkeys(("data_seconds", "compute_seconds", "checkpoint_seconds"), 0.1)
     return {
+        "kind": "step",
         "step": step,
         "attempt": 1,
         "tokens": 8 * step,

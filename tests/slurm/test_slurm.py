@@ -85,14 +85,14 @@ def test_two_nodes_of_two_ranks_compute_what_one_process_does(
 
 def test_requeued_job_goes_on_where_it_was(slurm, launch, settings, tmp_path) -> None:
     run = tmp_path / "run"
-    job = submitted(launch("slurm", *TWO, *long(settings, 400)))
+    job = submitted(launch("slurm", *TWO, *long(settings, 200)))
     trains(slurm, job, run, 20)
     slurm.run("scontrol", "requeue", job).check_returncode()
     assert ended(slurm, job, run) == "COMPLETED", log(run)
     first, second = read_attempts(run)
-    assert (first["began_after"], second["ended_after"]) == (0, 400)
+    assert (first["began_after"], second["ended_after"]) == (0, 200)
     assert second["began_after"] >= 20
-    assert sorted(losses(run)) == list(range(1, 401))
+    assert sorted(losses(run)) == list(range(1, 201))
 
 
 def test_warning_ahead_of_the_time_limit_makes_a_checkpoint_and_a_new_attempt(
@@ -106,15 +106,16 @@ def test_warning_ahead_of_the_time_limit_makes_a_checkpoint_and_a_new_attempt(
     assert first["status"] == 0
     assert second["began_after"] == first["ended_after"] > 0  # by the warning: no other checkpoint was due
     assert "asked to stop" in log(run)
-    stopped = launch("stop", f"run={run}")
-    if "asked" in stopped.stdout:
-        assert ended(slurm, job, run) == "COMPLETED", log(run)
-        assert "stopped by llama-launch stop" in log(run)
+    until(slurm, run, lambda: max(losses(run)) > second["began_after"], 60, "a step of the second attempt")
+    assert f"job {job}: asked to write a checkpoint and end" in launch("stop", f"run={run}").stdout
+    assert ended(slurm, job, run) == "COMPLETED", log(run)
+    assert "stopped by llama-launch stop" in log(run)
+    assert newest_step(run) == max(losses(run)) > second["began_after"]
 
 
 def test_dead_node_is_replaced_and_the_run_finishes(slurm, launch, settings, tmp_path) -> None:
     run = tmp_path / "run"
-    job = submitted(launch("slurm", *TWO, *long(settings, 400)))
+    job = submitted(launch("slurm", *TWO, *long(settings, 200)))
     trains(slurm, job, run, 20)
     nodes = slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
     victim = slurm.run("scontrol", "show", "hostnames", nodes).stdout.split()[-1]
@@ -122,7 +123,7 @@ def test_dead_node_is_replaced_and_the_run_finishes(slurm, launch, settings, tmp
     try:
         assert ended(slurm, job, run, 200) == "COMPLETED", log(run)
         attempts = read_attempts(run)
-        assert len(attempts) >= 2 and attempts[-1]["ended_after"] == 400
+        assert len(attempts) >= 2 and attempts[-1]["ended_after"] == 200
         assert attempts[1]["began_after"] >= 20
         last = slurm.run("scontrol", "show", "hostnames", attempts[-1]["nodes"]).stdout.split()
         assert len(last) == 2 and victim not in last
@@ -137,7 +138,8 @@ def test_scancel_leaves_a_checkpoint_of_the_last_step_and_does_not_come_back(slu
     trains(slurm, job, run, 20)
     slurm.run("scancel", job).check_returncode()
     assert ended(slurm, job, run) == "CANCELLED"
-    until(slurm, run, lambda: "SLURM says" in log(run), 30, "the end of the batch script")
+    queue = ("squeue", "-h", "-j", job, "-t", "completing,pending,running", "-o", "%i")
+    until(slurm, run, lambda: not slurm.run(*queue).stdout.strip(), 40, "the end of its processes")
     step = newest_step(run)
     again = launch("local", *long(settings, 100_000), "cluster=cpu", "processes_per_node=1", f"stop_at_step={step + 1}")
     assert again.returncode == 0, again.stderr
@@ -149,7 +151,8 @@ def test_error_of_the_user_ends_the_job_at_once(slurm, launch, settings, tmp_pat
     missing = f"data.shards={tmp_path}/missing"
     job = submitted(launch("slurm", *TWO, *settings, missing))
     assert ended(slurm, job, run) == "FAILED"
-    assert log(run).count("error:") == 1 and "Traceback" not in log(run), log(run)
+    assert re.findall(r"^error: .*", log(run), re.MULTILINE) == re.findall(rf"^error: {missing[12:]}.*", log(run), re.M)
+    assert len(re.findall(r"^error: ", log(run), re.MULTILINE)) == 1 and "Traceback" not in log(run), log(run)
     assert f"{tmp_path}/missing" in log(run) and "not queued again" in log(run)
 
 
@@ -176,3 +179,16 @@ def test_doctor_finds_nothing_wrong_with_four_nodes_and_measures_them(launch, tm
     assert found.stdout.count("all-reduce in groups of 4 nodes") == 1 and "groups of 2 nodes" in found.stdout
     assert "nothing wrong" in found.stdout
     assert [path.name for path in tmp_path.glob(".health-*")] == []
+
+
+def test_sweep_of_four_runs_on_the_nodes_and_is_compared(slurm, launch, settings, tmp_path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    rates = "optimizer.learning_rate=1e-3,3e-3,1e-2,3e-2"
+    plain = [each for each in settings if not each.startswith("optimizer.")]
+    swept = launch("sweep", "where=slurm", "at_once=4", *plain, rates, "cluster.processes_per_node=null")
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    runs = sorted(path.parent for path in tmp_path.glob("run-*/summary.json"))
+    assert len(runs) == 4
+    assert all(json.loads((run / "summary.json").read_text())["finished"] for run in runs)
+    assert swept.stdout.count("finished") == 4
+    assert (tmp_path / "run-comparison.html").is_file()
