@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from launch.attempts import newest_step, read_attempts
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+ROOT = Path(__file__).parents[2]
 TWO = ("nodes=2", "layout.micro_batch_size=1")
 PLANTED = "planted-secret-0123456789"
 
@@ -192,3 +194,40 @@ def test_sweep_of_four_runs_on_the_nodes_and_is_compared(slurm, launch, settings
     assert all(json.loads((run / "summary.json").read_text())["finished"] for run in runs)
     assert swept.stdout.count("finished") == 4
     assert (tmp_path / "run-comparison.html").is_file()
+
+
+DATA = ["pipeline=quickstart", "tokenizer=sentencepiece_4k", "input.language_column=lang"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> list[str]:
+    """llama-data's settings for a small part of the example corpus."""
+    import io
+
+    import zstandard
+
+    directory = tmp_path_factory.mktemp("corpus")
+    for path in sorted((ROOT / "examples" / "corpus").glob("*.jsonl.zst")):
+        with open(path, "rb") as file:
+            lines = list(io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"))
+        (directory / path.stem).write_text("".join(lines[:120]))
+    return [*DATA, f"input.paths=[{directory}/*.jsonl]", "tokenizer.train.vocabulary_size=500"]
+
+
+@pytest.mark.parametrize("engine", ["array", "ray"])
+def test_pipeline_on_two_nodes_writes_shards_that_verify(slurm, launch, corpus, tmp_path, engine) -> None:
+    pytest.importorskip("ray") if engine == "ray" else None
+    shards = tmp_path / "shards"
+    submit = launch("data", "cluster=slurm_loopback", "nodes=2", f"engine={engine}", *corpus, f"output={shards}")
+    assert submit.returncode == 0, submit.stderr
+    files = tmp_path / "shards-jobs"
+    job = re.search(r"^job (\d+):", submit.stdout)[1]
+    queue = ("squeue", "-h", "-j", job, "-t", "pending,running,completing", "-o", "%i")
+    try:
+        wait_for(lambda: not slurm.run(*queue).stdout.strip(), 200, f"job {job}")
+    except TimeoutError as error:
+        raise AssertionError(f"{error}\n" + "\n".join(path.read_text() for path in files.glob("*.out"))) from None
+    said = "\n".join(path.read_text() for path in files.glob("*.out"))
+    assert (shards / "shards.json").is_file(), said
+    verified = slurm.run(sys.executable, "-m", "data_pipeline", "verify", f"output={shards}", timeout=120)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
