@@ -8,11 +8,12 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test prove prove-reduced bench lint format
+.PHONY: help setup quickstart test test-slurm prove prove-reduced bench lint format
 help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
+	@echo "make test-slurm  the launcher on a real SLURM that it starts here; as root, on Debian"
 	@echo "make prove       102 layouts against one process, in float64"
 	@echo "make prove-reduced  14 of them, for CI"
 	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
@@ -40,6 +41,9 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not slurm" -n $(WORKERS) --dist loadfile
+
+test-slurm: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m slurm tests/slurm
 
 prove: $(INSTALLED)
 	$(VENV)/bin/python -m llama_train.prove experiment=quickstart prove.matrix=full

@@ -1,7 +1,8 @@
 """`llama-launch data` and `llama-launch evaluate`: llama-data and llama-evaluate as SLURM jobs.
 
 The pipeline runs as a job array of workers that share the output directory (`engine=array`), or on Ray over the nodes
-of one job (`engine=ray`). Neither needs requeueing logic: what is finished is kept, and a job that starts again goes on.
+of one job (`engine=ray`). Neither decides about requeueing: what is finished is kept, and a job that starts again goes
+on.
 """
 
 from dataclasses import dataclass, field
