@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from llama_foundation.errors import ConfigError
+from llama_train.slurm import SlurmConfig
 from llama_train.survive.fault_plan import parse_faults
 
 
@@ -456,6 +457,8 @@ class ClusterConfig:
     accelerator: str | None = None  # a file of configs/accelerator/
     devices_per_node: int | None = None
     network_gb_per_second: float | None = None  # of one device to other nodes, one direction
+    interface: str | None = None  # network interface that the processes meet on, as ip(8) names it; null: the host's
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def check(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
@@ -466,6 +469,9 @@ class ClusterConfig:
             _at_least("cluster.devices_per_node", self.devices_per_node, 1)
         if self.network_gb_per_second is not None:
             _in_range("cluster.network_gb_per_second", self.network_gb_per_second, 1e-3, 1e5)
+        if self.interface is not None and not re.fullmatch(r"[\w.:@-]{1,15}", self.interface):
+            raise ConfigError(f"cluster.interface={self.interface!r} is no name of a network interface; see: ip link")
+        self.slurm.check()
         for name, value in self.nccl.items():
             if not re.fullmatch(r"(NCCL|TORCH_NCCL|GLOO)_[A-Z0-9_]+", name) and name not in COMMUNICATION_VARIABLES:
                 raise ConfigError(

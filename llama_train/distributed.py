@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from llama_foundation.errors import ConfigError
+from llama_foundation.errors import ConfigError, RunError
 from llama_train.environment import environment_rank
 
 
@@ -43,12 +43,47 @@ class World:
 
 def meet(timeout_seconds: float) -> dist.Store:
     """Return the key-value store that all processes of this run share, before any process group exists."""
-    _, size = environment_rank()
+    rank, size = environment_rank()
     if size == 1:
         return dist.HashStore()
-    store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_seconds))))
+    timeout = timedelta(seconds=timeout_seconds)
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and "MASTER_ADDR" in os.environ:
+        store: dist.Store = serve(os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500")), size, timeout)
+    else:
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
     # A restarted job meets in the same store: its keys must not be those of the attempt that died.
     return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def serve(address: str, port: int, size: int, timeout: timedelta) -> dist.TCPStore:
+    """Return the store that all of `size` processes meet in, served by this one on `address` alone.
+
+    torch by itself would listen on every interface of the machine; who can reach the store can steer the run.
+
+    Args:
+        address: an address of this machine, or a name of one.
+
+    Raises:
+        RunError: the address is not this machine's, or the port is taken.
+    """
+    listener = None
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(4096)  # thousands of ranks come at once
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise RunError(
+            f"{socket.gethostname()} cannot listen on {address} port {port}, where the processes of this run meet: "
+            f"{error.strerror or error}; choose another port, or end what holds it"
+        ) from error
+    number = listener.detach()  # the store closes it
+    return dist.TCPStore(
+        address, port, size, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=number
+    )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,209 @@
+"""`llama-launch slurm`: render slurm/train.sbatch for a job, keep a snapshot, submit it."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from launch.attempts import STOP
+from launch.config import Job, check_processes
+from launch.runs import record_job
+from launch.snapshot import refuse_secrets, snapshot
+from llama_foundation.errors import ConfigError, RunError
+from llama_train.config import ClusterConfig
+from llama_train.slurm import SlurmConfig, Tasks
+
+_PACKAGED = Path(__file__).parent / "templates"
+TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "slurm"
+"""Where the sbatch files are: inside the installed wheel, or at the top of a checkout."""
+
+
+def slurm(job: Job) -> int:
+    """Submit the job, or show what would be submitted.
+
+    Raises:
+        ConfigError: a setting is missing or wrong, or SLURM refuses it.
+        RunError: there is no SLURM here, or the run cannot be written.
+    """
+    refuse_secrets(job.arguments)
+    count = processes_on_a_node(job)
+    for nodes in sorted(set(job.launch.node_range())):
+        check_processes(job.train, nodes, count)
+    if "\n" in str(job.directory) or re.search(r"[\s%'\"\\$`]", str(job.directory)):
+        raise ConfigError(
+            f"output/name={job.directory}: SLURM's log file cannot have such a name; use plain characters"
+        )
+    script = render(job, count)
+    if job.launch.dry_run:
+        print(script, end="")
+        return 0
+    require_slurm()
+    (job.directory / "logs").mkdir(parents=True, exist_ok=True)
+    for directory in (job.directory, job.directory / "logs"):
+        directory.chmod(directory.stat().st_mode & ~0o002)
+    (job.directory / STOP).unlink(missing_ok=True)
+    kept = snapshot(job.directory, job.train, script, Path(__file__).parent)
+    number = submit(kept / "train.sbatch", job.train.cluster.slurm)
+    record_job(job.directory, number)
+    print(f"job {number}: {job.launch.nodes} nodes with {count} processes each")
+    print(f"snapshot: {kept}")
+    for command, what in (("status", "where it is"), ("logs", "what it prints"), ("stop", "checkpoint, and end")):
+        print(f"llama-launch {command:6} run={job.directory}    # {what}")
+    return 0
+
+
+def require_slurm() -> None:
+    """Refuse to go on where there is nothing to submit to."""
+    if shutil.which("sbatch") is None:
+        raise RunError(
+            "there is no SLURM on this machine (no sbatch in PATH); submit from a login node of the cluster, or use "
+            "llama-launch local, or hosts"
+        )
+
+
+def processes_on_a_node(job: Job) -> int:
+    """Return how many ranks a node has; the machine that submits says nothing of the nodes, so it has to be given."""
+    cluster = job.train.cluster
+    count = job.launch.processes_per_node or cluster.processes_per_node or cluster.slurm.gpus_per_node
+    if count is None:
+        raise ConfigError(
+            "how many processes does a node have? Give processes_per_node=8, or a cluster=... that sets "
+            "cluster.processes_per_node"
+        )
+    if (
+        cluster.processes_per_node not in (None, count) and job.launch.processes_per_node
+    ):  # the ranks check tensor groups against the cluster's number
+        raise ConfigError(
+            f"processes_per_node={count}, but cluster.processes_per_node={cluster.processes_per_node}; change that one"
+        )
+    return count
+
+
+def render(job: Job, processes_per_node: int) -> str:
+    """Return the batch script of a job."""
+    settings = job.train.cluster.slurm
+    return render_template(
+        "train.sbatch",
+        job.train.cluster,
+        name=re.sub(r"[^\w.=,-]", "-", job.train.name),
+        nodes=job.launch.nodes,
+        processes_per_node=processes_per_node,
+        tasks=settings.tasks.name,
+        tasks_per_node=1 if settings.tasks is Tasks.node else processes_per_node,
+        run=str(job.directory),
+        container=container_options(job, settings),
+        warning_seconds=settings.warning_seconds,
+        requeue=settings.requeue,
+        attempts_without_progress=settings.attempts_without_progress,
+        arguments=absolute_output(job),
+    )
+
+
+def render_template(template: str, cluster: ClusterConfig, **values: Any) -> str:
+    """Fill in a file of slurm/: `values`, and what every job on `cluster` needs."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    settings = cluster.slurm
+    return environment.get_template(template).render(
+        options=sbatch_options(settings),
+        directory=str(Path.cwd()),
+        python=settings.python or sys.executable,
+        setup=settings.setup,
+        interface=cluster.interface or "",
+        first_port=settings.first_port,
+        port_count=settings.port_count,
+        **values,
+    )
+
+
+def absolute_output(job: Job) -> list[str]:
+    """llama-train's arguments, with the directory that was resolved here: the nodes may start elsewhere."""
+    others = [argument for argument in job.arguments if argument.partition("=")[0] not in ("output", "name")]
+    return [*others, f"output={job.directory.parent}", f"name={job.directory.name}"]
+
+
+def sbatch_options(settings: SlurmConfig) -> list[str]:
+    """Return the #SBATCH options that the settings ask for."""
+    pairs = {
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "reservation": settings.reservation,
+        "constraint": settings.constraint,
+        "time": settings.time,
+        "gpus-per-node": settings.gpus_per_node,
+        "cpus-per-task": _cpus_per_task(settings),
+        "mem": settings.memory,
+    }
+    given = [f"--{name}={value}" for name, value in pairs.items() if value is not None]
+    return [*given, *(["--exclusive"] if settings.exclusive else []), *settings.options]
+
+
+def _cpus_per_task(settings: SlurmConfig) -> int | None:
+    if settings.cpus_per_node is None or settings.tasks is Tasks.node:
+        return settings.cpus_per_node
+    ranks = settings.gpus_per_node or 1
+    return max(settings.cpus_per_node // ranks, 1)
+
+
+def container_options(job: Job, settings: SlurmConfig) -> str:
+    """Return srun's options for the pyxis plugin with a blank behind them, empty without an image."""
+    if settings.container_image is None:
+        return ""
+    here = Path.cwd()
+    mounts = [f"{job.directory}:{job.directory}", f"{here}:{here}", *settings.container_mounts]
+    options = [
+        f"--container-image={settings.container_image}",
+        f"--container-mounts={','.join(mounts)}",
+        f"--container-workdir={here}",
+    ]
+    return shlex.join(options) + " "
+
+
+def submit(script: Path, settings: SlurmConfig) -> str:
+    """Hand a batch script to SLURM and return the job id.
+
+    Raises:
+        ConfigError: SLURM refuses it; its words, and the setting they are about.
+    """
+    for option in ("--test-only", "--parsable"):  # without the first, SLURM queues some jobs that can never start
+        answer = subprocess.run(["sbatch", option, str(script)], capture_output=True, text=True, env=_environment())
+        if answer.returncode:
+            break
+    else:
+        return answer.stdout.strip().partition(";")[0]
+    words = " ".join(
+        line.removeprefix("sbatch: error: ").removeprefix("allocation failure: ") for line in answer.stderr.splitlines()
+    )
+    raise ConfigError(f"SLURM does not take the job: {words}{_about(words, settings)}")
+
+
+def _environment() -> dict[str, str]:
+    """Without the variables of a job that this command may run in: they would override the script's options."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("SBATCH_", "SLURM_JOB"))}
+
+
+def _about(words: str, settings: SlurmConfig) -> str:
+    known = {
+        "partition": ("partition", "sinfo lists the partitions"),
+        "account": ("account", "sacctmgr show associations user=$USER lists yours"),
+        "qos": ("qos", "sacctmgr show qos lists them"),
+        "time limit": ("time", "sinfo -o '%P %l' shows the limits"),
+        "generic resource": ("gpus_per_node", "sinfo -o '%P %G' shows what nodes have"),
+        "node configuration": ("nodes", "sinfo -Nel shows how many there are and what they have"),
+        "node count": ("nodes", "sinfo shows how many there are"),
+    }
+    for word, (name, help) in known.items():
+        if word in words.lower():
+            value = getattr(settings, name, None)
+            setting = f"cluster.slurm.{name}={value}" if hasattr(settings, name) else name
+            return f" ({setting}; {help})"
+    return ""
