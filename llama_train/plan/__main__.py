@@ -19,6 +19,7 @@ from llama_train.engine.deepspeed.checks import check_deepspeed
 from llama_train.parallel.layout import AXES
 from llama_train.plan import page, recipe
 from llama_train.plan.calibrate import correction
+from llama_train.plan.faults import expected_goodput
 from llama_train.plan.hardware import Hardware, hardware_of
 from llama_train.plan.search import Candidate, candidates, evaluate, ranked, why_not
 from llama_train.plan.settings import PlanConfig
@@ -80,6 +81,11 @@ def plan(config: PlanConfig) -> int:
     console.print(page.run_table(config, timed))
     for line in page.run_lines(config, total, used):
         console.print(line)
+    mean_step = seconds / config.steps
+    goodput = expected_goodput(settings, devices, mean_step, config.checkpoint.every)
+    if goodput is not None:
+        for line in page.goodput_lines(config, goodput, total.days):
+            console.print(line)
     _files(console, config, chosen, best, timed, total)
     return 0 if fits else 1
 

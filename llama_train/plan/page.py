@@ -6,6 +6,7 @@ from rich.table import Table
 from llama_train.config import AttentionName, LayoutConfig
 from llama_train.model.size import forward_flops, model_flops_utilization, parameter_count, training_bytes
 from llama_train.plan.accuracy import MEDIAN_ERROR
+from llama_train.plan.faults import Goodput
 from llama_train.plan.hardware import Hardware
 from llama_train.plan.recipe import Bill, SourceUse, Stage, key_steps, rate
 from llama_train.plan.search import Candidate
@@ -200,6 +201,22 @@ def run_table(config: PlanConfig, timed: list[tuple[Stage, float]]) -> Table:
             f"{seconds * stage.steps / 86400:,.2f}",
         )
     return table
+
+
+def goodput_lines(config: PlanConfig, seen: Goodput, days: float) -> list[str]:
+    """Return what faults leave of the time: now, and with the best interval between checkpoints."""
+    settings = config.plan
+    lines = [
+        f"a fault every {seen.hours_between_faults:,.2f} hours ({settings.faults_per_device_hour:.3g} per device and "
+        f"hour), restarts of {settings.restart_seconds:g} s, {settings.stall_seconds:g} s a checkpoint:"
+    ]
+    if seen.planned is None:
+        lines.append("  checkpoint.every=0: a fault loses everything")
+    else:
+        length = f", {days / seen.planned:,.1f} days with them" if seen.planned > 0.01 else ""
+        lines.append(f"  checkpoint.every={config.checkpoint.every}: goodput {seen.planned:.1%}{length}")
+    lines.append(f"  checkpoint.every={seen.best_every}, the best: goodput {seen.best:.1%}")
+    return lines
 
 
 def run_lines(config: PlanConfig, total: Bill, used: list[SourceUse]) -> list[str]:

@@ -20,6 +20,9 @@ class PlanSettings:
     calibrate: str | None = None  # a run directory, or gpu-results.json of benchmarks/gpu.py: correct the speed by it
     margin: float = 0.05  # assumed: of the memory, lost in the allocator's pieces
     price_per_gpu_hour: float | None = None  # in any currency
+    faults_per_device_hour: float | None = None  # say what is left of the time; Llama 3 had 419 / (16,384 × 54 × 24)
+    restart_seconds: float = 300.0  # assumed: from a fault to the next new step
+    stall_seconds: float = 5.0  # assumed: that one checkpoint keeps the steps waiting
     pue: float = 1.1  # power usage effectiveness ("LLaMA", section 6)
     kg_co2e_per_kwh: float = 0.385  # US average ("LLaMA", section 6)
 
@@ -30,6 +33,10 @@ class PlanSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"plan.{name}={value} must be between {low} and {high}")
+        for name in ("faults_per_device_hour", "restart_seconds", "stall_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1e6:
+                raise ConfigError(f"plan.{name}={value} must be between 0 and 1,000,000")
         if self.price_per_gpu_hour is not None and self.price_per_gpu_hour < 0:
             raise ConfigError(f"plan.price_per_gpu_hour={self.price_per_gpu_hour} must be at least 0")
         if self.picture is not None and not self.picture.endswith((".png", ".svg")):

@@ -1,6 +1,7 @@
 """The command as a user runs it: pages, files, refusals."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -204,3 +205,36 @@ def test_the_picture_is_drawn(monkeypatch, tmp_path) -> None:
 def test_the_planner_needs_no_torch() -> None:
     code = "import sys, llama_train.plan.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
+
+
+def test_faults_leave_what_the_formula_says_and_the_best_interval_is_the_best(monkeypatch, capsys, tmp_path) -> None:
+    path = tmp_path / "plan.json"
+    rate_of_faults = 1e-3
+    arguments = [*SMALL, "layout.data_shard=32", "plan.search=false", f"plan.faults_per_device_hour={rate_of_faults}"]
+    assert run(monkeypatch, *arguments, "checkpoint.every=100", f"plan.json={path}") == 0
+    page = capsys.readouterr().out
+    days = float(re.search(r"B tokens, ([\d,.]+) days", page)[1].replace(",", ""))
+    steps = json.loads(path.read_text())["stages"]
+    step = days * 86400 / sum(stage["steps"] for stage in steps)
+    between = 3600 / (rate_of_faults * 32)
+    assert f"a fault every {between / 3600:,.2f} hours" in page
+
+    def brute(every: int, faults: int = 20_000) -> float:
+        dice = random.Random(0)
+        useful = wall = 0.0
+        for _ in range(faults):
+            until = dice.expovariate(1 / between)
+            cycles = until // (every * step + 5)
+            useful += cycles * every * step
+            wall += until
+            while (again := dice.expovariate(1 / between)) < 300:
+                wall += again
+            wall += 300
+        return useful / wall
+
+    told = {int(every): float(share) / 100 for every, share in re.findall(r"every=(\d+).*goodput ([\d.]+)%", page)}
+    best = next(every for every in told if every != 100)
+    assert told[100] == pytest.approx(brute(100), abs=0.005)
+    assert told[best] == pytest.approx(brute(best), abs=0.005)
+    assert told[best] >= told[100]
+    assert brute(best) > max(brute(best * 2), brute(best // 2))
