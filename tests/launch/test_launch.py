@@ -184,7 +184,8 @@ def test_meeting_place_listens_on_its_address_alone_and_a_taken_port_is_named() 
 def agent(directory: Path, program: str, processes: int = 2) -> subprocess.Popen:
     (directory / "program.py").write_text(program)
     command = [sys.executable, "-m", "launch.torchrun", f"--processes={processes}", f"--port={address.free_port()}"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{directory}"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment["PYTHONPATH"] = f"{ROOT}:{directory}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, "program"], env=environment, **pipes)
 
