@@ -96,6 +96,7 @@ def render(job: Job, processes_per_node: int) -> str:
         processes_per_node=processes_per_node,
         tasks=settings.tasks.name,
         tasks_per_node=1 if settings.tasks is Tasks.node else processes_per_node,
+        gpus=processes_per_node if job.train.cluster.device == "cuda" else 0,
         run=str(job.directory),
         container=container_options(job, settings),
         warning_seconds=settings.warning_seconds,
