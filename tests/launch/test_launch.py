@@ -54,7 +54,9 @@ def test_container_is_given_to_srun_with_the_directories_that_it_needs(tmp_path)
     options = shlex.split(container_options(job, job.train.cluster.slurm))
     assert "--container-image=/images/train.sqsh" in options
     assert f"{job.directory}:{job.directory}" in options[1]
-    assert "--wait=60 --container-image=/images/train.sqsh" in render(job, 2)
+    script = render(job, 2)
+    assert "--wait=60 --container-image=/images/train.sqsh" in script
+    assert '\n    python "${arguments[@]}"' in script and f"python={sys.executable}\n" in script
 
 
 @pytest.mark.parametrize(
