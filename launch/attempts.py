@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,10 @@ from llama_foundation.files import publish_json
 ATTEMPTS = "launch/attempts.json"
 STOP = "launch/stop"
 """Made by `llama-launch stop`: the run does not go on by itself."""
+
+
+KILLED_BY_WARNING = 128 + signal.SIGUSR1
+"""The status of ranks that were still starting when they were asked to stop."""
 
 
 def read_attempts(run: Path) -> list[dict[str, Any]]:
@@ -85,7 +90,7 @@ def verdict(run: Path, job: str, status: int, limit: int) -> tuple[bool, str]:
     tried = without_progress(read_attempts(run), job, step)
     if tried >= limit:
         return False, f"not queued again: {tried} attempts have brought no checkpoint beyond step {step}"
-    why = "asked to stop" if status == 0 else f"ended with status {status}"
+    why = "asked to stop" if status in (0, KILLED_BY_WARNING) else f"ended with status {status}"
     return True, f"{why}; goes on after step {step}"
 
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -23,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from launch.bandwidth import every_pair, rounds, slow_nodes
+from launch.gpus import gpu_facts
 from llama_foundation.errors import RunError, UserError
 from llama_train.agreement import difference, software
 from llama_train.distributed import World, distributed, meet
@@ -66,7 +66,7 @@ def facts(directory: Path, rank: int, first: bool) -> dict[str, Any]:
     about: dict[str, Any] = {"rank": rank, "host": socket.gethostname(), "software": software()}
     if not first:
         return about
-    about["gpus"] = gpus()
+    about["gpus"] = gpu_facts(GPU_FIELDS)
     try:
         about["free_gigabytes"] = shutil.disk_usage(directory).free / 1e9
         path = directory / f".health-{rank}"
@@ -78,17 +78,6 @@ def facts(directory: Path, rank: int, first: bool) -> dict[str, Any]:
     except OSError as error:
         about["disk_problem"] = f"{directory}: {error.strerror}"
     return about
-
-
-def gpus() -> list[list[str]]:
-    """Return what nvidia-smi says of each GPU, in the order of GPU_FIELDS."""
-    command = ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    lines = answer.stdout.splitlines() if answer.returncode == 0 else []
-    return [[cell.strip() for cell in line.split(",")] for line in lines]
 
 
 def judge(every: list[dict[str, Any]], per_node: int) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 
 from launch.address import free_port
 from launch.config import Job, check_processes
+from launch.gpus import gpu_facts
 from llama_foundation.errors import ConfigError
 from llama_train.config import TrainConfig
 
@@ -18,13 +19,7 @@ def processes_here(train: TrainConfig, asked: int | None) -> int:
 
 def gpus_here(device: str) -> int:
     """Count the GPUs that nvidia-smi lists; none where it is missing or `cluster.device` is cpu."""
-    if device == "cpu":
-        return 0
-    try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    return 0 if device == "cpu" else len(gpu_facts("index"))
 
 
 def local(job: Job) -> int:

@@ -94,7 +94,7 @@ def logs(config: RunsConfig) -> int:
 def stop(config: RunsConfig) -> int:
     """Ask the run's jobs to write a checkpoint and end, and not to come back."""
     run = _run(config)
-    active = [row for row in job_rows(_jobs(run)) if row.active]
+    active = active_jobs(run)
     if not active:
         raise RunError(f"{run} has no job that waits or runs; nothing to stop")
     (run / STOP).write_text("")
@@ -106,6 +106,11 @@ def stop(config: RunsConfig) -> int:
             raise RunError(f"{' '.join(command)}: {answer.stderr.strip()}")
         print(f"job {row.job}: " + ("asked to write a checkpoint and end" if gently else "cancelled"))
     return 0
+
+
+def active_jobs(run: Path) -> list[Row]:
+    """Return the jobs of a run that wait or run."""
+    return [row for row in job_rows(_jobs(run)) if row.active]
 
 
 def job_rows(jobs: list[str]) -> list[Row]:

@@ -13,7 +13,7 @@ import jinja2
 
 from launch.attempts import STOP
 from launch.config import Job, check_processes
-from launch.runs import record_job
+from launch.runs import active_jobs, record_job
 from launch.snapshot import refuse_secrets, snapshot
 from llama_foundation.errors import ConfigError, RunError
 from llama_train.config import ClusterConfig
@@ -44,10 +44,8 @@ def slurm(job: Job) -> int:
         print(script, end="")
         return 0
     require_slurm()
-    (job.directory / "logs").mkdir(parents=True, exist_ok=True)
-    for directory in (job.directory, job.directory / "logs"):
-        directory.chmod(directory.stat().st_mode & ~0o002)
-    (job.directory / STOP).unlink(missing_ok=True)
+    refuse_second_job(job.directory)
+    prepare_directory(job.directory)
     kept = snapshot(job.directory, job.train, script, Path(__file__).parent)
     number = submit(kept / "train.sbatch", job.train.cluster.slurm)
     record_job(job.directory, number)
@@ -56,6 +54,31 @@ def slurm(job: Job) -> int:
     for command, what in (("status", "where it is"), ("logs", "what it prints"), ("stop", "checkpoint, and end")):
         print(f"llama-launch {command:6} run={job.directory}    # {what}")
     return 0
+
+
+def refuse_second_job(run: Path) -> None:
+    """Refuse to submit a run that has a job already: the second would wait for the first one's lock, and fail.
+
+    Raises:
+        ConfigError: with that job's id.
+    """
+    for row in active_jobs(run):
+        raise ConfigError(f"{run} has job {row.job} already ({row.state}); llama-launch stop run={run} ends it")
+
+
+def prepare_directory(run: Path) -> None:
+    """Make the run directory, which only its owner and group may write in.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        (run / "logs").mkdir(parents=True, exist_ok=True)
+        for directory in (run, run / "logs"):
+            directory.chmod(directory.stat().st_mode & ~0o002)
+        (run / STOP).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output/name={run} cannot be written: {error.strerror}; choose another output") from error
 
 
 def require_slurm() -> None:
@@ -76,9 +99,7 @@ def processes_on_a_node(job: Job) -> int:
             "how many processes does a node have? Give processes_per_node=8, or a cluster=... that sets "
             "cluster.processes_per_node"
         )
-    if (
-        cluster.processes_per_node not in (None, count) and job.launch.processes_per_node
-    ):  # the ranks check tensor groups against the cluster's number
+    if cluster.processes_per_node not in (None, count):  # the ranks check tensor groups against the cluster's number
         raise ConfigError(
             f"processes_per_node={count}, but cluster.processes_per_node={cluster.processes_per_node}; change that one"
         )
@@ -96,8 +117,10 @@ def render(job: Job, processes_per_node: int) -> str:
         processes_per_node=processes_per_node,
         tasks=settings.tasks.name,
         tasks_per_node=1 if settings.tasks is Tasks.node else processes_per_node,
+        gpus=processes_per_node if job.train.cluster.device == "cuda" else 0,
         run=str(job.directory),
         container=container_options(job, settings),
+        rank_python=settings.container_python if settings.container_image else settings.python or sys.executable,
         warning_seconds=settings.warning_seconds,
         requeue=settings.requeue,
         attempts_without_progress=settings.attempts_without_progress,
@@ -187,8 +210,9 @@ def submit(script: Path, settings: SlurmConfig) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Without the variables of a job that this command may run in: they would override the script's options."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("SBATCH_", "SLURM_JOB"))}
+    """Without the variables of a job that this command may run in: the new job would inherit its limits."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return ours | {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
 
 
 def _about(words: str, settings: SlurmConfig) -> str:

@@ -13,9 +13,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llama_foundation.errors import UserError
 
@@ -115,15 +116,20 @@ def _status(failure: ProcessFailure) -> int:
 
 
 def _forward(number: int, frame: FrameType | None) -> None:
-    """Hand a signal to the ranks; without any (not yet started) it ends this process as usual."""
+    """Hand a signal to the ranks; without any (not yet started) it ends this process as usual.
+
+    In a step of SLURM the ranks have got it already, because SLURM signals all processes of a step; a second one could
+    meet a rank that has let go of its handlers, and kill it.
+    """
     ranks = list(_ranks())
-    for pid in ranks:
-        os.kill(pid, number)
     if not ranks:
         sys.exit(128 + number)
+    if "SLURM_STEP_ID" not in os.environ:
+        for pid in ranks:
+            os.kill(pid, number)
 
 
-def _ranks() -> Any:
+def _ranks() -> Iterator[int]:
     """The process ids of this agent's ranks: its children that have a RANK."""
     for directory in Path("/proc").glob("[0-9]*"):
         try:

@@ -33,6 +33,7 @@ class SlurmConfig:
     setup: list[str] = field(default_factory=list)  # shell lines that run first: module load, source venv/bin/activate
     python: str | None = None  # interpreter on the nodes; null: the one that runs the launcher
     container_image: str | None = None  # for the pyxis plugin of srun
+    container_python: str = "python"  # interpreter in the image, which has this project and its dependencies
     container_mounts: list[str] = field(
         default_factory=list
     )  # SOURCE:TARGET; the run and working directories are added

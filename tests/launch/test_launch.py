@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import address, attempts, runs, snapshot
+from launch import address, attempts, preflight, runs, snapshot
 from launch.__main__ import main
 from launch.config import read_job, split
 from launch.slurm import container_options, render
@@ -54,7 +54,9 @@ def test_container_is_given_to_srun_with_the_directories_that_it_needs(tmp_path)
     options = shlex.split(container_options(job, job.train.cluster.slurm))
     assert "--container-image=/images/train.sqsh" in options
     assert f"{job.directory}:{job.directory}" in options[1]
-    assert "--wait=60 --container-image=/images/train.sqsh" in render(job, 2)
+    script = render(job, 2)
+    assert "--wait=60 --container-image=/images/train.sqsh" in script
+    assert '\n    python "${arguments[@]}"' in script and f"python={sys.executable}\n" in script
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,8 @@ def test_meeting_place_listens_on_its_address_alone_and_a_taken_port_is_named() 
 def agent(directory: Path, program: str, processes: int = 2) -> subprocess.Popen:
     (directory / "program.py").write_text(program)
     command = [sys.executable, "-m", "launch.torchrun", f"--processes={processes}", f"--port={address.free_port()}"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{directory}"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment["PYTHONPATH"] = f"{ROOT}:{directory}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, "program"], env=environment, **pipes)
 
@@ -226,3 +229,37 @@ def test_status_tells_attempts_and_progress_without_a_cluster(monkeypatch, capsy
     shown = capsys.readouterr().out
     assert "attempt 1: job 7 on n[1-2], step 0 to ?, no end written" in shown
     assert "newest checkpoint: step 40" in shown and "last step: 41, loss 2.5000, 1,234 tokens/s" in shown
+
+
+def fake_nvidia_smi(directory: Path, errors: list[int]) -> None:
+    program = directory / "nvidia-smi"
+    lines = "".join(f"echo '{number}, {count}'\n" for number, count in enumerate(errors))
+    program.write_text(f"#!/bin/sh\n{lines}")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [([0, 0], None), ([0], "1 GPUs, 2 needed"), ([0, 3], "GPU 1 has had 3 uncorrected memory errors")],
+)
+def test_node_with_bad_or_missing_gpus_ends_the_job_before_it_starts(monkeypatch, tmp_path, errors, words) -> None:
+    fake_nvidia_smi(tmp_path, errors)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    if words is None:
+        assert preflight.preflight(tmp_path, 2) == []
+        assert [path.name for path in tmp_path.iterdir()] == ["nvidia-smi"]
+    else:
+        with pytest.raises(RunError, match=words):
+            preflight.preflight(tmp_path, 2)
+
+
+def test_node_that_does_not_see_the_run_directory_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=rf"{socket.gethostname()}: cannot write in .*/nowhere"):
+        preflight.preflight(tmp_path / "nowhere", 0)
+
+
+def test_clock_far_from_the_file_servers_is_a_warning(monkeypatch, tmp_path) -> None:
+    now = time.time()
+    monkeypatch.setattr(preflight.time, "time", lambda: now - 60)
+    [warning] = preflight.preflight(tmp_path, 0)
+    assert "-60 s off" in warning

@@ -89,6 +89,8 @@ def test_requeued_job_goes_on_where_it_was(slurm, launch, settings, tmp_path) ->
     run = tmp_path / "run"
     job = submitted(launch("slurm", *TWO, *long(settings, 200)))
     trains(slurm, job, run, 20)
+    second = launch("slurm", *TWO, *long(settings, 200))
+    assert second.returncode == 2 and f"has job {job} already (RUNNING)" in second.stderr
     slurm.run("scontrol", "requeue", job).check_returncode()
     assert ended(slurm, job, run) == "COMPLETED", log(run)
     first, second = read_attempts(run)

@@ -1,0 +1,67 @@
+"""What `llama-launch doctor` makes of what the ranks say: each fault planted in one node of three, and named."""
+
+import copy
+
+import pytest
+
+from launch.health import judge
+
+GPU = ["H100", "550", "40", "1980", "1980", "0"]
+
+
+def healthy() -> list[dict]:
+    files = [".health-0", ".health-2", ".health-4"]
+    every = []
+    for rank in range(6):
+        about = {"rank": rank, "host": f"n{rank // 2}", "software": {"torch": "2.13.0"}, "clock": 1000.0 + rank / 1000}
+        first = {"gpus": [GPU, GPU], "free_gigabytes": 500.0, "write_megabytes_per_second": 900.0, "files_seen": files}
+        every.append(about | (copy.deepcopy(first) if rank % 2 == 0 else {}))
+    return every
+
+
+def other_version(every: list[dict]) -> None:
+    every[3]["software"] = {"torch": "2.12.0"}
+
+
+def clock_off(every: list[dict]) -> None:
+    every[2]["clock"] += 90
+
+
+def gpu_missing(every: list[dict]) -> None:
+    every[2]["gpus"].pop()
+
+
+def memory_errors(every: list[dict]) -> None:
+    every[2]["gpus"][1] = [*GPU[:-1], "4"]
+
+
+def disk_full(every: list[dict]) -> None:
+    every[2]["free_gigabytes"] = 0.2
+
+
+def other_disk(every: list[dict]) -> None:
+    every[2]["files_seen"] = [".health-2"]
+
+
+def no_disk(every: list[dict]) -> None:
+    every[2]["disk_problem"] = "/runs: Read-only file system"
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (other_version, "rank 3 (n1) runs torch 2.12.0 instead of 2.13.0"),
+        (clock_off, "n1: its clock is +90.0 s off"),
+        (gpu_missing, "n1: 1 GPUs, 2 on others"),
+        (memory_errors, "n1: GPU 1 has had 4 uncorrected memory errors"),
+        (disk_full, "n1: only 0.2 GB free"),
+        (other_disk, "n1: does not see 2 of 3 nodes' files"),
+        (no_disk, "n1: cannot write in /runs: Read-only file system"),
+    ],
+)
+def test_each_fault_is_named_with_its_node_and_nothing_else(plant, words) -> None:
+    every = healthy()
+    assert judge(every, 2) == []
+    plant(every)
+    [problem] = judge(every, 2)
+    assert words in problem
