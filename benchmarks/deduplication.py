@@ -35,6 +35,12 @@ BLOCK_BYTES = 32 * 1024 * 1024
 FINEWEB = {"bands": 14, "rows": 8}
 CANDIDATES = {**FINEWEB, "min_jaccard": 0, "fold_digits": True}  # nothing verified, digits as datatrove has them
 STAGES = ("url_dedup", "exact_dedup", "line_dedup", "minhash_dedup")
+
+
+class PeerError(Exception):
+    """A peer cannot do its part; ours goes on."""
+
+
 PEERS = {"rensa": "rensa", "datatrove": "datatrove.pipeline.dedup"}
 """Package -> what is imported of it."""
 
@@ -243,10 +249,14 @@ def peer_of(name: str, python: str, option: str) -> str | None:
 
 
 def run_peer(name: str, python: str, script: str, folder: Path) -> float:
-    """Return the CPU-seconds that a peer's script reports."""
+    """Return the CPU-seconds that a peer's script reports.
+
+    Raises:
+        PeerError: it ends with an error.
+    """
     done = subprocess.run([python, "-c", script, str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+        raise PeerError(f"{name} is missing: its run failed: {done.stderr.strip().rpartition(chr(10))[2]}")
     return float(done.stdout.split("SECONDS")[1])
 
 
@@ -346,10 +356,13 @@ def main() -> int:
         print(f"minhash_dedup in the shape of FineWeb {FINEWEB}: {told}  {fineweb['pairs']}")
         print("  recall        ", recall(pairs, set(fineweb["rows"]), similarities), flush=True)
         if its := peer_of("rensa", options.rensa_python, "--rensa-python"):
-            seconds, kept = rensa_rows(options.rensa_python, texts)
-            ratio = ours * seconds / megabytes
-            print(f"rensa {its} {megabytes / seconds:.1f} MB/CPU-s: ours is {ratio:.2f} times as fast")
-            print("  recall        ", recall(pairs, kept, similarities), flush=True)
+            try:
+                seconds, kept = rensa_rows(options.rensa_python, texts)
+                ratio = ours * seconds / megabytes
+                print(f"rensa {its} {megabytes / seconds:.1f} MB/CPU-s: ours is {ratio:.2f} times as fast")
+                print("  recall        ", recall(pairs, kept, similarities), flush=True)
+            except PeerError as error:
+                print(error, flush=True)
         if options.datatrove_python is None:
             print("datatrove is missing: no --datatrove-python")
         elif its := peer_of("datatrove", options.datatrove_python, "--datatrove-python"):
@@ -357,7 +370,11 @@ def main() -> int:
             texts, pairs = plant(fewer, options.seed)
             size = sum(len(text.encode()) for text in texts) / 1e6
             similarities = {copy: jaccard(texts[one], texts[copy]) for one, copy, _ in pairs}
-            seconds, kept = datatrove_rows(options.datatrove_python, texts)
+            try:
+                seconds, kept = datatrove_rows(options.datatrove_python, texts)
+            except PeerError as error:
+                print(error)
+                return 0
             print(f"datatrove {its} {size / seconds:.2f} MB/CPU-s: ours is {ours * seconds / size:.0f} times as fast")
             print("  recall        ", recall(pairs, kept, similarities), flush=True)
             write_blocks_of(Path(folder) / "datatrove", texts)
