@@ -1,13 +1,14 @@
 """Speed, recall, growth and memory of the deduplications, against rensa and datatrove in one run.
 
-    python benchmarks/deduplication.py [--megabytes N] [--datatrove-python PYTHON] PATH [PATH ...]
+    python benchmarks/deduplication.py [--megabytes N] [--rensa-python PYTHON] [--datatrove-python PYTHON] PATH ...
 
 A PATH is a JSONL file (a `text` column; plain, .gz or .zst), a text file (plain or .gz), or a folder of them. Texts are
 cut at line ends into documents of about --document-bytes, documents that occur twice are left out, and near-copies are
 planted: one document in five gets a copy in which each word is replaced, dropped or doubled with a probability of 1, 2,
 3, 5 or 8 %. Speeds are megabytes of text per CPU-second of one process, medians of --rounds, from blocks of documents
 on disk to the blocks that stay. rensa (in memory, shingles as strings) and datatrove (all four steps, on the first
---datatrove-megabytes) get the same documents. A planted pair counts as found where not both of it stay.
+--datatrove-megabytes) get the same documents, each in the interpreter that has it (rensa: this one unless another is
+named); which of them is missing is said. A planted pair counts as found where not both of it stay.
 """
 
 import argparse
@@ -35,6 +36,14 @@ FINEWEB = {"bands": 14, "rows": 8}
 CANDIDATES = {**FINEWEB, "min_jaccard": 0, "fold_digits": True}  # nothing verified, digits as datatrove has them
 STAGES = ("url_dedup", "exact_dedup", "line_dedup", "minhash_dedup")
 
+
+class PeerError(Exception):
+    """A peer cannot do its part; ours goes on."""
+
+
+PEERS = {"rensa": "rensa", "datatrove": "datatrove.pipeline.dedup"}
+"""Package -> what is imported of it."""
+
 DATATROVE = """
 import json, sys, time
 from datatrove.executor import LocalPipelineExecutor
@@ -54,6 +63,36 @@ started = time.process_time()
 for number, (pipeline, tasks) in enumerate(zip(steps, (1, 14, 1, 1))):
     LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=f"{folder}/log{number}").run()
 print("SECONDS", time.process_time() - started)
+"""
+
+
+RENSA = """
+import json, sys, time
+import rensa
+folder = sys.argv[1]
+texts = [json.loads(line)["text"] for line in open(folder + "/in/documents.jsonl")]
+started = time.process_time()
+signatures = []
+for start in range(0, len(texts), 1000):
+    shingles = []
+    for text in texts[start : start + 1000]:
+        words = text.lower().split()
+        shingles.append([" ".join(words[place : place + 5]) for place in range(max(1, len(words) - 4))])
+    signatures += rensa.RMinHash.from_token_sets(shingles, 112, 1)
+index = rensa.RMinHashLSH(0.7, 112, 14)
+parents = list(range(len(texts)))
+def root(row):
+    while parents[row] != row:
+        parents[row] = parents[parents[row]]
+        row = parents[row]
+    return row
+index.insert_many(signatures)
+for row, signature in enumerate(signatures):
+    for other in index.query(signature):
+        one, two = root(row), root(other)
+        parents[max(one, two)] = min(one, two)
+print("SECONDS", time.process_time() - started)
+json.dump([row for row in range(len(texts)) if root(row) == row], open(folder + "/kept.json", "w"))
 """
 
 
@@ -186,49 +225,58 @@ def measure(stage: str, folder: Path, warm: Path, changes: dict) -> dict:
     return {"seconds": seconds, "rows": rows, "peak": peak, "pairs": counts["pairs"], "edits": counts["edits"]}
 
 
-def rensa_rows(texts: list[str]) -> tuple[float, set[int]]:
+def write_documents_of(folder: Path, texts: list[str]) -> None:
+    """Write in/documents.jsonl for the peers."""
+    (folder / "in").mkdir()
+    with open(folder / "in" / "documents.jsonl", "w") as file:
+        for number, text in enumerate(texts):
+            file.write(json.dumps({"id": str(number), "text": text}) + "\n")
+
+
+def peer_of(name: str, python: str, option: str) -> str | None:
+    """Return the version of a package in another interpreter; None, and a line that says so, where it is missing."""
+    code = f"import importlib.metadata as m, {PEERS[name]}; print(m.version({name!r}))"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    except OSError as error:
+        print(f"{name} is missing: {option} {python} cannot be started: {error}", flush=True)
+        return None
+    if done.returncode:
+        why = done.stderr.strip().rpartition("\n")[2]
+        print(f"{name} is missing: {option} {python} cannot import {PEERS[name]}: {why}", flush=True)
+        return None
+    return done.stdout.split()[-1]
+
+
+def run_peer(name: str, python: str, script: str, folder: Path) -> float:
+    """Return the CPU-seconds that a peer's script reports.
+
+    Raises:
+        PeerError: it ends with an error.
+    """
+    done = subprocess.run([python, "-c", script, str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PeerError(f"{name} is missing: its run failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+    return float(done.stdout.split("SECONDS")[1])
+
+
+def rensa_rows(python: str, texts: list[str]) -> tuple[float, set[int]]:
     """Return the CPU-seconds of rensa for shingles as strings, signatures, bands and union-find, and who stays."""
-    import rensa
-
-    started = time.process_time()
-    signatures = []
-    for start in range(0, len(texts), 1000):
-        shingles = []
-        for text in texts[start : start + 1000]:
-            words = text.lower().split()
-            shingles.append([" ".join(words[place : place + 5]) for place in range(max(1, len(words) - 4))])
-        signatures += rensa.RMinHash.from_token_sets(shingles, 112, 1)
-    index = rensa.RMinHashLSH(0.7, 112, 14)
-    parents = list(range(len(texts)))
-
-    def root(row: int) -> int:
-        while parents[row] != row:
-            parents[row] = parents[parents[row]]
-            row = parents[row]
-        return row
-
-    index.insert_many(signatures)
-    for row, signature in enumerate(signatures):
-        for other in index.query(signature):
-            one, two = root(row), root(other)
-            parents[max(one, two)] = min(one, two)
-    return time.process_time() - started, {row for row in range(len(texts)) if root(row) == row}
+    with tempfile.TemporaryDirectory() as folder:
+        write_documents_of(Path(folder), texts)
+        seconds = run_peer("rensa", python, RENSA, Path(folder))
+        return seconds, set(json.loads((Path(folder) / "kept.json").read_text()))
 
 
 def datatrove_rows(python: str, texts: list[str]) -> tuple[float, set[int]]:
     """Return the CPU-seconds of datatrove's four steps, as shipped, and who stays."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "in").mkdir()
-        with open(Path(folder) / "in" / "documents.jsonl", "w") as file:
-            for number, text in enumerate(texts):
-                file.write(json.dumps({"id": str(number), "text": text}) + "\n")
-        done = subprocess.run([python, "-c", DATATROVE, folder], capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"datatrove failed:\n{done.stderr[-3000:]}")
+        write_documents_of(Path(folder), texts)
+        seconds = run_peer("datatrove", python, DATATROVE, Path(folder))
         kept = set()
         for path in (Path(folder) / "out").iterdir():
             kept |= {int(json.loads(line)["id"]) for line in path.open()}
-    return float(done.stdout.split("SECONDS")[1]), kept
+    return seconds, kept
 
 
 def jaccard(one: str, other: str) -> float:
@@ -264,6 +312,7 @@ def main() -> int:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--megabytes", type=float, default=100)
     parser.add_argument("--document-bytes", type=int, default=4000)
+    parser.add_argument("--rensa-python", default=sys.executable)
     parser.add_argument("--datatrove-python")
     parser.add_argument("--datatrove-megabytes", type=float, default=4)
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
@@ -306,16 +355,27 @@ def main() -> int:
         told = f"{megabytes / fineweb['seconds']:.1f} MB/CPU-s in one run"
         print(f"minhash_dedup in the shape of FineWeb {FINEWEB}: {told}  {fineweb['pairs']}")
         print("  recall        ", recall(pairs, set(fineweb["rows"]), similarities), flush=True)
-        seconds, kept = rensa_rows(texts)
-        print(f"rensa {megabytes / seconds:.1f} MB/CPU-s: ours is {ours * seconds / megabytes:.2f} times as fast")
-        print("  recall        ", recall(pairs, kept, similarities), flush=True)
-        if options.datatrove_python:
+        if its := peer_of("rensa", options.rensa_python, "--rensa-python"):
+            try:
+                seconds, kept = rensa_rows(options.rensa_python, texts)
+                ratio = ours * seconds / megabytes
+                print(f"rensa {its} {megabytes / seconds:.1f} MB/CPU-s: ours is {ratio:.2f} times as fast")
+                print("  recall        ", recall(pairs, kept, similarities), flush=True)
+            except PeerError as error:
+                print(error, flush=True)
+        if options.datatrove_python is None:
+            print("datatrove is missing: no --datatrove-python")
+        elif its := peer_of("datatrove", options.datatrove_python, "--datatrove-python"):
             fewer = documents[: int(len(documents) * options.datatrove_megabytes / megabytes)]
             texts, pairs = plant(fewer, options.seed)
             size = sum(len(text.encode()) for text in texts) / 1e6
             similarities = {copy: jaccard(texts[one], texts[copy]) for one, copy, _ in pairs}
-            seconds, kept = datatrove_rows(options.datatrove_python, texts)
-            print(f"datatrove {size / seconds:.2f} MB/CPU-s: ours is {ours * seconds / size:.0f} times as fast")
+            try:
+                seconds, kept = datatrove_rows(options.datatrove_python, texts)
+            except PeerError as error:
+                print(error)
+                return 0
+            print(f"datatrove {its} {size / seconds:.2f} MB/CPU-s: ours is {ours * seconds / size:.0f} times as fast")
             print("  recall        ", recall(pairs, kept, similarities), flush=True)
             write_blocks_of(Path(folder) / "datatrove", texts)
             for name, changes in (("ours, the same", {}), ("ours, FineWeb ", FINEWEB), ("ours, all     ", CANDIDATES)):

@@ -112,16 +112,22 @@ def one_stage(name: str) -> Callable[[Path], tuple[float, int]]:
     return run
 
 
-def measure_growth(whole: Path, part: Path, megabytes: float, directory: Path) -> None:
-    """Print the exponents of the cost over 1, 4 and 16 times the text, each in a process of its own."""
+def measure_growth(whole: Path, part: Path, megabytes: float, rounds: int, directory: Path) -> None:
+    """Print the exponents of the cost over 1, 4 and 16 times the text, each in a process of its own.
+
+    The smaller texts are every 16th and every 4th document in the order of their lengths, so that long ones have the
+    same part of each.
+    """
     sizes, seconds, peaks = [], [], []
     for share in (16, 4, 1):
         file = directory / f"share-{share}.jsonl"
-        sizes.append(cut_file(whole, file, megabytes / share))
+        sizes.append(cut_file(whole, file, megabytes, share))
         command = [sys.executable, "-m", "benchmarks.pipeline", str(part), "--measure", str(file)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        seconds.append(float(done[0]))
-        peaks.append(f"{float(done[1]):.0f}")
+        measured = [
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(rounds)
+        ]
+        seconds.append(statistics.median(float(done[0]) for done in measured))
+        peaks.append(f"{float(measured[0][1]):.0f}")
     exponents = [
         math.log(seconds[step + 1] / seconds[step]) / math.log(sizes[step + 1] / sizes[step]) for step in (0, 1)
     ]
@@ -176,16 +182,22 @@ print(time.process_time() - started, kept)
 """
 
 
-def cut_file(source: Path, target: Path, megabytes: float) -> float:
-    """Copy the first documents of `source`; return how many MB of text that is."""
+def cut_file(source: Path, target: Path, megabytes: float, every: int = 1) -> float:
+    """Copy the first documents of `source`, or one in so many of each length; return how many MB of text that is."""
     size = 0
     with source.open("rb") as lines, target.open("wb") as file:
-        for line in lines:
+        chosen = lines if every == 1 else _thinned(lines.readlines(), every)
+        for line in chosen:
             file.write(line)
             size += len(json.loads(line)["text"].encode())
             if size >= megabytes * 1e6:
                 break
     return size / 1e6
+
+
+def _thinned(lines: list[bytes], every: int) -> list[bytes]:
+    by_length = sorted(range(len(lines)), key=lambda number: len(lines[number]))
+    return [lines[number] for number in sorted(by_length[every // 2 :: every])]
 
 
 def measure(section: Section, rounds: int) -> None:
@@ -245,7 +257,7 @@ def main() -> int:
                 section.contestants[0].run(part)  # compiles the kernels
                 measure(section, arguments.rounds)
         if "growth" in arguments.sections:
-            measure_growth(whole, part, megabytes, Path(directory))
+            measure_growth(whole, part, megabytes, arguments.rounds, Path(directory))
         if "deduplication" in arguments.sections:
             command = [sys.executable, str(Path(__file__).with_name("deduplication.py")), str(whole)]
             command += ["--megabytes", str(megabytes), "--rounds", str(arguments.rounds)]

@@ -77,12 +77,13 @@ def count_batch(
     add(statistics.edits, {f"{stage}.{name}": count for name, count in measurement.counts.items() if count})
 
 
-def count_licenses(statistics: StageStatistics, batch: pa.RecordBatch) -> None:
-    """Count a batch that goes into the shards by the license of its documents."""
+def count_written(statistics: StageStatistics, batch: pa.RecordBatch, seed: int) -> None:
+    """Count a batch that goes into the shards by the license of its documents, and offer their hosts as kept."""
     names, codes = _codes(batch["license"].fill_null(NO_LICENSE))
     documents, sizes = _sums(codes, len(names), text_bytes(batch))
     for name, count, size in zip(names, documents, sizes, strict=True):
         add_tally(statistics.licenses, name, count, size)
+    sample_hosts(statistics, "kept", batch, np.arange(batch.num_rows), example_hashes(batch["record_id"], seed))
 
 
 def example_hashes(record_ids: pa.Array, seed: int) -> np.ndarray:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from data_pipeline import radix
 from data_pipeline.batches import load_documents
 from data_pipeline.config import TokenizerKind, TokenizerTraining
-from data_pipeline.counting import count_batch, count_licenses
+from data_pipeline.counting import count_batch, count_written
 from data_pipeline.document import Documents, keyed_hashes
 from data_pipeline.engines.work import Block, Commit, Task, commit_path, read_block, write_blocks
 from data_pipeline.filters.measure import KEEP, Measurement
@@ -196,7 +196,7 @@ def encode_task(folder: Path, task: Task) -> Commit:
     batch = documents.batch
     held_out = is_validation(validation_hashes(batch, encoding.seed), encoding.validation_limit)
     sources = batch["source"].to_pylist()
-    count_licenses(statistics, batch)
+    count_written(statistics, batch, encoding.seed)
     texts = batch["text"].to_pylist()
     tokens = list(_encode(texts, _tokenizer(encoding.tokenizer, encoding.fingerprint)))
     described = _describe(batch, texts).append_column(

@@ -3,7 +3,7 @@
 import json
 from itertools import accumulate
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,11 @@ def source_name(source: str) -> str:
     if len(name) > MAX_SOURCE_NAME:
         raise BadRecordError("source_name_too_long")
     return name
+
+
+def source_label(name: str) -> str:
+    """Return the source that `source_name` made a directory name of."""
+    return unquote((name[2:] if name.startswith("s++") else name).replace("+", "%"))
 
 
 class Rows:

@@ -3,6 +3,7 @@
 from html import escape
 from math import ceil, floor, inf, isfinite, log10
 
+from data_pipeline.read.rows import source_label
 from data_pipeline.report.histogram import upper_edge
 from data_pipeline.report.statistics import Tally
 
@@ -21,7 +22,7 @@ def funnel(steps: list[tuple[str, dict[str, Tally]]]) -> str:
         steps: (name, source -> tally), the first of them with every source.
     """
     largest = sorted(steps[0][1], key=lambda source: -steps[0][1][source][1])
-    series = [(source, [source]) for source in largest[:MOST_SOURCES]]
+    series = [(source_label(source), [source]) for source in largest[:MOST_SOURCES]]
     if largest[MOST_SOURCES:]:
         series.append((f"{len(largest) - MOST_SOURCES} more", largest[MOST_SOURCES:]))
     widest = max(sum(tally[1] for tally in tallies.values()) for _, tallies in steps) or 1

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from data_pipeline.config import DataPipelineConfig, flatten
+from data_pipeline.read.rows import source_label
 from data_pipeline.report.report import megabytes, percent, token_count
 from data_pipeline.report.statistics import NO_LICENSE, UNKNOWN_LANGUAGE, StageStatistics, by_key, by_source, total
 from data_pipeline.stages import STAGES, LocalStage
@@ -94,7 +95,7 @@ def _sources(read: StageStatistics, shards: StageStatistics) -> str:
     for source in sorted(seen, key=lambda source: -seen[source][1]):
         left = kept.get(source, [0, 0])
         tokens = sum(shards.tokens.get(source, {}).values())
-        rows.append([source, f"{seen[source][0]:,}", f"{left[0]:,}", megabytes(left[1]), f"{tokens:,}"])
+        rows.append([source_label(source), f"{seen[source][0]:,}", f"{left[0]:,}", megabytes(left[1]), f"{tokens:,}"])
     return _table(["source", "records", "kept", "text", "tokens"], rows)
 
 

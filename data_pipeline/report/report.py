@@ -9,6 +9,7 @@ import jinja2
 
 from data_pipeline.config import DataPipelineConfig
 from data_pipeline.filters.measure import Rule
+from data_pipeline.read.rows import source_label
 from data_pipeline.report import charts
 from data_pipeline.report.statistics import HOST_SAMPLE, READ, StageStatistics, Tally, by_key, by_source, total
 from data_pipeline.stages import STAGES
@@ -43,7 +44,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": "{:,}".format, "megabytes": megabytes, "percent": percent}
-    environment.filters |= {"width": _width, "without_blank_lines": _without_blank_lines}
+    environment.filters |= {"width": _width, "without_blank_lines": _without_blank_lines, "source": source_label}
     filters = [stage for stage in stages if stage.stage != SHARDS]
     shards = stages[-1]
     texts = total(shards.kept)[1]

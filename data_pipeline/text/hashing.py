@@ -59,6 +59,10 @@ def equal_bytes(data: np.ndarray, start: int, other: int, length: int) -> bool:
     return same == length
 
 
+FIRST_TABLE = 4096
+"""Slots that a table which grows begins with at most: 16 KiB, which a level-one cache holds."""
+
+
 @numba.njit(cache=True, nogil=True)
 def table_size(items: int) -> int:
     """Return a power of two with room for `items` in open addressing: at most half full."""
@@ -70,29 +74,46 @@ def table_size(items: int) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def number_spans(
-    data: np.ndarray, starts: np.ndarray, ends: np.ndarray, hashes: np.ndarray, slots: np.ndarray, numbers: np.ndarray
+    data: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    hashes: np.ndarray,
+    slots: np.ndarray,
+    firsts: np.ndarray,
+    numbers: np.ndarray,
 ) -> int:
     """Number the spans of one document: 0, 1, 2, ... in the order in which different ones occur first.
 
-    Exact: equal hashes are compared byte by byte, but for spans that are too short to have the hash of another.
+    Exact: equal hashes are compared byte by byte, but for spans that are too short to have the hash of another. The
+    table grows with the different spans, which are few of many, so that it stays in the caches.
 
     Args:
         slots: int32 scratch, at least [table_size(spans)].
+        firsts: int32 scratch, at least [spans]: the first span of each number.
         numbers: int32 [spans], written to.
 
     Returns:
         how many different spans there are.
     """
-    size = table_size(len(starts))
+    size = min(table_size(len(starts)), FIRST_TABLE)
     slots[:size] = -1
     mask = np.uint64(size - 1)
     distinct = 0
     for each in range(len(starts)):
+        if 2 * distinct == size:
+            size *= 4 if 4 * size <= len(slots) else 2
+            slots[:size] = -1
+            mask = np.uint64(size - 1)
+            for number in range(distinct):
+                slot = hashes[firsts[number]] & mask
+                while slots[slot] >= 0:
+                    slot = (slot + np.uint64(1)) & mask
+                slots[slot] = firsts[number]
         slot = hashes[each] & mask
         while True:
             first = slots[slot]
             if first < 0:
-                slots[slot], numbers[each] = each, distinct
+                slots[slot], numbers[each], firsts[distinct] = each, distinct, each
                 distinct += 1
                 break
             length = ends[each] - starts[each]

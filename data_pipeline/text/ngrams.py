@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from data_pipeline.text.hashing import number_spans, table_size
+from data_pipeline.text.hashing import FIRST_TABLE, number_spans, table_size
 
 TOP_SIZES = (2, 3, 4)
 DUPLICATED_SIZES = (5, 6, 7, 8, 9, 10)
@@ -18,6 +18,17 @@ PAPER, DATATROVE, DOLMA = 0, 1, 2
 
 
 @numba.njit(cache=True, nogil=True)
+def _clear(slots: np.ndarray, size: int) -> tuple[np.uint64, np.uint64]:
+    """Empty a table of `size`, a power of two; return the mask of its slots, and how far a hash is shifted to one."""
+    slots[:size] = -1
+    mask, shift = np.uint64(size - 1), np.uint64(64)
+    while size > 1:
+        size >>= 1
+        shift -= np.uint64(1)
+    return mask, shift
+
+
+@numba.njit(cache=True, nogil=True)
 def _number_pairs(
     ids: np.ndarray, words: np.ndarray, distinct: int, keys: np.ndarray, slots: np.ndarray, numbers: np.ndarray
 ) -> int:
@@ -26,14 +37,18 @@ def _number_pairs(
     Returns:
         how many different pairs there are; `numbers` [pairs] is written to, `keys` and `slots` are scratch.
     """
-    size = table_size(len(ids))
-    slots[:size] = -1
-    mask, shift = np.uint64(size - 1), np.uint64(64)
-    while size > 1:
-        size >>= 1
-        shift -= np.uint64(1)
+    size = min(table_size(len(ids)), FIRST_TABLE)
+    mask, shift = _clear(slots, size)
     count = 0
     for each in range(len(ids)):
+        if 2 * count == size:
+            size *= 4 if 4 * size <= len(slots) else 2
+            mask, shift = _clear(slots, size)
+            for number in range(count):
+                slot = np.uint64(keys[number]) * _GOLDEN >> shift
+                while slots[slot] >= 0:
+                    slot = (slot + np.uint64(1)) & mask
+                slots[slot] = number
         key = np.int64(ids[each]) * distinct + words[each]
         slot = np.uint64(key) * _GOLDEN >> shift
         while True:
@@ -142,7 +157,7 @@ def ngram_shares(
     for document in range(len(first)):
         low, high = first[document], last[document]
         length = high - low
-        distinct = number_spans(data, starts[low:high], ends[low:high], hashes[low:high], slots, words)
+        distinct = number_spans(data, starts[low:high], ends[low:high], hashes[low:high], slots, firsts, words)
         for word in range(length):
             edges[word + 1] = edges[word] + characters[low + word]
         kinds, left = distinct, length

@@ -88,11 +88,12 @@ def repeated(
     most = 0
     for document in range(len(first)):
         most = max(most, last[document] - first[document])
-    slots, numbers, counts = np.empty(table_size(most), np.int32), np.empty(most, np.int32), np.empty(most, np.int32)
+    slots, firsts = np.empty(table_size(most), np.int32), np.empty(most, np.int32)
+    numbers, counts = np.empty(most, np.int32), np.empty(most, np.int32)
     found, sizes = np.zeros(len(first), np.int64), np.zeros(len(first), np.int64)
     for document in range(len(first)):
         low, high = first[document], last[document]
-        distinct = number_spans(data, starts[low:high], ends[low:high], hashes[low:high], slots, numbers)
+        distinct = number_spans(data, starts[low:high], ends[low:high], hashes[low:high], slots, firsts, numbers)
         if distinct == high - low:
             continue
         counts[:distinct] = 0

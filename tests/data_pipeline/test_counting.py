@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline.counting import count_batch, count_licenses, example_hashes
+from data_pipeline.counting import count_batch, count_written, example_hashes
 from data_pipeline.document import Documents
 from data_pipeline.filters.measure import KEEP, Measurement, Rule, decide
 from data_pipeline.report import statistics as statistics_module
@@ -135,12 +135,15 @@ def test_hosts_are_those_of_the_dropped_documents_with_the_smallest_hashes():
     assert {host for _, host in expected} == {"a.org", "b.org", "c.net", "no host"}
 
 
-def test_what_goes_into_the_shards_is_counted_with_its_licenses():
+def test_what_goes_into_the_shards_is_counted_with_its_licenses_and_hosts():
     batch = corpus()
     statistics = StageStatistics("shards")
-    count_licenses(statistics, batch)
+    count_written(statistics, batch, seed=3)
     licenses = Counter(license_ or "none stated" for license_ in batch["license"].to_pylist())
     assert {name: tally[0] for name, tally in statistics.licenses.items()} == licenses
+    hosts = Counter(urlsplit(url).hostname or "no host" for url in batch["url"].to_pylist() if url)
+    assert Counter(host for _, host in statistics.hosts["kept"]) == hosts
+    assert statistics.urls == {"kept": sum(hosts.values())}
 
 
 def test_hashes_depend_on_seed_and_document_and_spread_evenly():

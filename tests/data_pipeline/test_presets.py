@@ -133,6 +133,7 @@ def test_a_preset_makes_shards_of_a_crawl_and_the_number_of_workers_changes_noth
     }
     assert stages["read"]["noted"]["read.warc_warcinfo"] == 1
     assert 15 <= documents(stages["shards"]["kept"]) <= 36
+    assert "site3.example" in {host for _, host in stages["shards"]["hosts"]["kept"]}
     if "minhash_dedup" in stages:
         assert dropped(stages, "minhash_dedup")["minhash_dedup.near_duplicate"] >= 1
     if config.pipeline.language.keep == ["en"] and "language" in stages:

@@ -1,5 +1,6 @@
 """Golden values counted by hand, and every share against a definition in plain loops."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from data_pipeline.filters import gopher_repetition
 from data_pipeline.filters.gopher_repetition import GopherRepetition
 from data_pipeline.filters.words import Definition
 from data_pipeline.text import Unspaced
+from data_pipeline.text.hashing import FIRST_TABLE
 from tests.data_pipeline.conftest import make_documents
 from tests.data_pipeline.filters.judging import judge
 from tests.data_pipeline.text import definitions
@@ -91,6 +93,19 @@ def test_shares_equal_the_plain_definition(plain, rows):
     for document, text in enumerate(rows):
         for name, value in plain(text).items():
             assert scores[name][document] == pytest.approx(value), name
+
+
+@pytest.mark.parametrize("plain", [paper, datatrove, dolma])
+def test_shares_of_a_document_whose_tables_grow_equal_the_plain_definition(plain):
+    generator = random.Random(0)
+    words = generator.choices([f"{number:x}" for number in range(4 * FIRST_TABLE)], k=3 * FIRST_TABLE)
+    words += words[100 : 100 + FIRST_TABLE]
+    assert len(set(words)) > FIRST_TABLE
+    text = "\n".join(" ".join(words[place : place + 5]) for place in range(0, len(words), 5))
+    documents = make_documents([{"text": text}])
+    scores = gopher_repetition.measure(documents, GopherRepetition(definition=Definition(plain.__name__))).scores
+    for name, value in plain(text).items():
+        assert scores[name][0] == pytest.approx(value), name
 
 
 def judged(text, language="en", **limits):
