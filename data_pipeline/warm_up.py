@@ -2,8 +2,10 @@
 
     python -m data_pipeline.warm_up
 
-numba keeps what it compiled beside the sources (or in NUMBA_CACHE_DIR) and loads it from there as long as they are the
-same. A stage is warmed up by taking a few documents through it; a mark next to the kernels says that this was done.
+numba keeps what it compiled beside the sources (or in NUMBA_CACHE_DIR) and loads it from there as long as the file of a
+kernel is the same. It does not look at other files whose kernels are compiled into that one, so all is forgotten when
+any source has changed. A stage is warmed up by taking a few documents through it; a mark next to the kernels says that
+this was done.
 """
 
 import io
@@ -52,6 +54,8 @@ def warm_up(pipeline: PipelineConfig, console: Console) -> None:
     if not cold:
         return
     console.print("compiling kernels (once)", highlight=False)
+    if not any(_kept_in().glob(f"kernels-*-{_sources()}")):
+        _forget()
     for name in track(cold, "compile", console=console, transient=True):
         try:
             _take_documents_through(name, getattr(pipeline, name))
@@ -90,7 +94,20 @@ def _documents() -> Documents:
 
 def _mark(stage: str) -> Path:
     """Return the file that says that the kernels of a stage are compiled from the sources as they are now."""
-    return Path(os.environ.get("NUMBA_CACHE_DIR") or _ROOT / "__pycache__") / f"kernels-{stage}-{_sources()}"
+    return _kept_in() / f"kernels-{stage}-{_sources()}"
+
+
+def _kept_in() -> Path:
+    return Path(os.environ.get("NUMBA_CACHE_DIR") or _ROOT / "__pycache__")
+
+
+def _forget() -> None:
+    """Delete numba's index of every kernel of this package, and the marks of other sources."""
+    ours = {path.stem for path in _ROOT.rglob("*.py")}
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or _ROOT)
+    stale = [path for path in folder.rglob("*.nbi") if path.name.split(".")[0] in ours]
+    for path in [*stale, *_kept_in().glob("kernels-*")]:
+        path.unlink(missing_ok=True)
 
 
 @cache

@@ -31,6 +31,19 @@ def test_other_sources_are_compiled_again(tmp_path, monkeypatch):
     assert "compiling" in said_by(["fineweb"])
 
 
+def test_kernels_of_other_sources_are_forgotten_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    stale, strange = (tmp_path / "text_1" / name for name in ("ngrams.count-7.py311.nbi", "theirs.count-7.py311.nbi"))
+    strange.parent.mkdir()
+    stale.touch()
+    strange.touch()
+    said_by(["exact_dedup"])
+    assert not stale.exists() and strange.exists()
+    stale.touch()
+    said_by(["url_dedup"])
+    assert stale.exists()
+
+
 def test_settings_that_a_stage_refuses_are_left_to_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     lists = ("flagged_word_lists", {"en": str(tmp_path / "missing.txt")})
