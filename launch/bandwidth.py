@@ -22,14 +22,14 @@ def rounds(nodes: int) -> list[Round]:
     while size > 2:
         found.append(_groups(list(range(nodes)), size))
         size = (size + 1) // 2
-    return found + every_pair(nodes)[:3]
+    return found + every_pair(nodes, 3)
 
 
-def every_pair(nodes: int) -> list[Round]:
-    """Return rounds in which every two nodes meet once (the circle method of round-robin tournaments)."""
+def every_pair(nodes: int, most: int | None = None) -> list[Round]:
+    """Return rounds in which every two nodes meet once (the circle method of round-robin tournaments), or the first."""
     circle: list[int | None] = [*range(nodes)] + ([None] if nodes % 2 else [])
     found = []
-    for _ in range(len(circle) - 1):
+    for _ in range(min(len(circle) - 1, most or nodes)):
         pairs = zip(circle[: len(circle) // 2], reversed(circle[len(circle) // 2 :]), strict=True)
         found.append([[one, other] for one, other in pairs if one is not None and other is not None])
         circle = [circle[0], circle[-1], *circle[1:-1]]

@@ -25,6 +25,7 @@ from llama_train.agreement import agree, difference, other_command, software
 from llama_train.config import TrainConfig
 from llama_train.environment import environment_rank, local_world_size
 from llama_train.survive.lock import RunLock
+from llama_train.survive.signals import remember_stop
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -34,8 +35,12 @@ MEETING_SECONDS = 600.0
 
 
 def main() -> int:
+<<<<<<< HEAD
     # DeepSpeed's launcher adds it to every command; LOCAL_RANK says the same.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
+=======
+    remember_stop()
+>>>>>>> launch2
     rank, size = environment_rank()
     if rank != 0:
         return _follow(_meet(), rank, size)

@@ -11,6 +11,17 @@ _SAME_PRESS_SECONDS = 1.0
 """Ctrl-C reaches a process under torchrun twice, from the terminal and from torchrun; it is still one request."""
 
 
+_remembered: list[str] = []
+
+
+def remember_stop() -> None:
+    """From now on SIGUSR1 does not kill this process: one that comes before the run begins stops it at its first step.
+
+    SLURM warns a job ahead of its time limit whatever its ranks are doing, and by default the signal is deadly.
+    """
+    signal.signal(signal.SIGUSR1, lambda number, frame: _remembered.append(signal.Signals(number).name))
+
+
 class StopRequest:
     """While open, SIGTERM, SIGINT and SIGUSR1 only set `requested`; a second Ctrl-C interrupts at once.
 
@@ -23,7 +34,7 @@ class StopRequest:
 
     def __init__(self, starting: bool = False) -> None:
         self._starting = starting
-        self.requested: str | None = None
+        self.requested: str | None = _remembered.pop() if _remembered else None
         self._interrupted_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 

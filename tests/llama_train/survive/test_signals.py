@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_train.survive.signals import SIGNALS, StopRequest
+from llama_train.survive.signals import SIGNALS, StopRequest, remember_stop
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -21,6 +21,17 @@ def test_a_signal_is_remembered_by_name_and_handlers_come_back(number):
         assert stop.requested == number.name
         assert stop.agreed() == number.name
     assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_a_request_before_the_run_begins_stops_it_once():
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        remember_stop()
+        signal.raise_signal(signal.SIGUSR1)
+        assert StopRequest().requested == "SIGUSR1"
+        assert StopRequest().requested is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_the_first_signal_is_the_reason():
