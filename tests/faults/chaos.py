@@ -227,7 +227,7 @@ INJECTED = {
 SIGNS = {
     "torn newest checkpoint, then a kill": "checkpoint passed over",
     "a rank's file deleted, then a kill": "checkpoint passed over",
-    "hang": "no progress for",
+    "hang": "rank 1 (",
     "disk full": "No space left on device",
     "SIGTERM storm": "asked to stop by SIGTERM",
     "clock jump": "fault injected: clock_jump",
