@@ -17,6 +17,8 @@ help:
 	@echo "make prove       111 layouts against one process, in float64"
 	@echo "make prove-reduced  14 of them, for CI"
 	@echo "make prove-five  all five axes at once: 32 processes, 5 GB"
+	@echo "make chaos       50 kills of random ranks in one run, and every other fault; nothing may be lost"
+	@echo "make chaos-reduced  5 kills and a torn checkpoint, for CI"
 	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
@@ -55,6 +57,12 @@ prove-five: $(INSTALLED)
 
 prove-reduced: $(INSTALLED)
 	$(VENV)/bin/python -m llama_train.prove experiment=quickstart prove.matrix=reduced
+
+chaos: $(INSTALLED)
+	$(VENV)/bin/python -m tests.faults.chaos --kills 50
+
+chaos-reduced: $(INSTALLED)
+	$(VENV)/bin/python -m tests.faults.chaos --kills 5 --reduced
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.step

@@ -158,6 +158,8 @@ def _typed(composed: Any, schema: type) -> Any:
         return OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(plain))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, schema)) from error
+    except OverflowError as error:
+        raise ConfigError(f"a whole number is too large for a setting that takes fractions: {error}") from error
 
 
 def _called(command: Callable[[Schema], int | None], config: Schema) -> int:

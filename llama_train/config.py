@@ -375,12 +375,15 @@ class SurviveConfig:
     spike_window: int = 100  # losses of the steps before; no spike is seen before there are as many
     most_interventions: int = 10  # updates skipped and rewinds of the whole run; one more stops it
     compare_replicas_every: int = 0  # optimizer steps between comparisons of weights and moments held twice; 0: never
+    replay_steps: list[int] = field(default_factory=list)  # computed twice and compared; the first step is 1
     slow_rank_every: int = 0  # optimizer steps between comparisons of the ranks' own time; 0: never
     slow_rank_factor: float = 1.3  # a rank that takes this many times the median is named
 
     def check(self) -> None:
         _in_range("survive.spike_sigma", self.spike_sigma, 1, 1e6)
         _at_least("survive.spike_window", self.spike_window, 2)
+        for step in self.replay_steps:
+            _at_least("survive.replay_steps", step, 1)
         for name in ("most_interventions", "compare_replicas_every", "slow_rank_every"):
             _at_least(f"survive.{name}", getattr(self, name), 0)
         _in_range("survive.slow_rank_factor", self.slow_rank_factor, 1.01, 1e6)

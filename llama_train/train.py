@@ -26,6 +26,7 @@ from llama_train.run import Run
 from llama_train.survive.anomalies import describe_refused, jumped_over
 from llama_train.survive.faults import Faults
 from llama_train.survive.garbage import GarbageCollection
+from llama_train.survive.replay import describe_replay, replay
 from llama_train.survive.replicas import compare_replicas
 from llama_train.survive.signals import StopRequest
 from llama_train.survive.slow_ranks import SlowRanks
@@ -98,16 +99,21 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                     faults.begin(step + 1, engine)
                     rate = learning_rate(step, config.optimizer.learning_rate, config.schedule, config.steps)
                     looks = faults.looks(step + 1, inside.looks(step + 1))
-                    refused = None
+                    refused = again = None
+                    if step + 1 in config.survive.replay_steps:
+                        again = replay(engine, micro_batches, rate)
                     slow_ranks.computing()
                     try:
                         result = engine.step(micro_batches, rate, **looks, most_loss=run.anomalies.most_loss())
                     except RefusedUpdate as error:
                         refused, result = error, StepResult(error.loss, error.grad_norm, tokens=0, applied=False)
+                        again = replay(engine, micro_batches, rate)
                 with clock.phase(step, "inside"):
                     inside.end(step + 1)
                     if (slow := slow_ranks.step_done(step + 1)) is not None:
                         observe.event(step + 1, slow)
+                if again is not None:
+                    observe.event(step + 1, describe_replay((result.loss, result.grad_norm), again))
                 if refused is not None:
                     todo = run.anomalies.refused(refused)
                     if todo is None:

@@ -27,7 +27,7 @@ class SentencePieceTokenizer:
         _check_whole(model, self.path)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise DataError(f"{self.path}: not a sentencepiece model, or a damaged one: {error}") from error
         self.fingerprint = hashlib.sha256(model).hexdigest()
         self.vocabulary_size: int = self._processor.vocab_size()

@@ -78,4 +78,6 @@ class StopRequest:
         mine = int(signal.Signals[self.requested]) if self.requested else 0
         number = torch.tensor([mine], dtype=torch.int64)
         torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=group)
-        return signal.Signals(int(number)).name if number else None
+        if number:
+            self.requested = signal.Signals(int(number)).name  # the rank that reports may not be the one that was asked
+        return self.requested

@@ -87,6 +87,7 @@ class Watchdog:
         self._main = threading.main_thread().ident
         self._done = threading.Event()
         self._own_failure = False
+        self._lost_peer = False
         self._heard: str | None = None  # why the job ends, as the store last said
         self._first_step: int | None = None
         self._at = _Position(0, "start", 0, time.monotonic(), time.time())
@@ -128,6 +129,7 @@ class Watchdog:
             if exception is None:
                 return
             if self._board is not None and is_peer_failure(exception):
+                self._lost_peer = True
                 raise explain_peer_failure(exception, self) from exception
             self.report_failure(exception)
         finally:
@@ -151,6 +153,7 @@ class Watchdog:
 
     def _now(self) -> Beat:
         place, waiting = place_of(sys._current_frames().get(self._main))
+        waiting = waiting or self._lost_peer  # its collective has just given up waiting for somebody
         self._count += 1
         at = self._at
         return Beat(self.rank, self.host, at.step, at.phase, at.part, at.wall_time, place, waiting, self._count)

@@ -32,7 +32,7 @@ from llama_train.prove.harness import make_shards
 from tests.faults.test_injected import train_here
 
 FEW = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 EVIL = st.sampled_from(
@@ -186,7 +186,7 @@ def test_a_tokenizer_file(tokenizers: list[bytes], tmp_path: Path, data: st.Data
     assert error is None or str(path) in error
 
 
-@FEW
+@settings(FEW, max_examples=25)  # each takes a tenth of a second
 @given(data=st.data())
 def test_a_configuration(run: Path, tmp_path: Path, data: st.DataObject) -> None:
     original = yaml.safe_load((run / "config.yaml").read_text())

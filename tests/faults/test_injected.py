@@ -164,6 +164,16 @@ def test_a_skipped_nan_step_equals_the_reference_that_never_saw_it(tiny: list[st
     rows = history(run / "metrics.jsonl")
     assert [row["step"] for row in rows if row["skipped"]] == [6]
     assert any("update refused: loss" in message and "grad_norm nan" in message for message in messages(run))
+    # Computed again the gradient is finite: the fault was the machine's, not the batch's.
+    assert any("memory or a processor is at fault" in message for message in messages(run))
+
+
+def test_a_step_that_is_computed_twice_changes_nothing(tiny: list[str], tmp_path: Path, alone: Path) -> None:
+    assert train_here([*tiny, "survive.replay_steps=[3,7]"]) == 0
+    told = [message for message in messages(tmp_path / "run") if "replayed" in message]
+    assert len(told) == 2 and all("bit by bit" in message for message in told)
+    assert_same_bits(tmp_path / "run" / "checkpoints", alone / "checkpoints")
+    assert losses(tmp_path / "run") == losses(alone)
 
 
 def test_past_the_limit_a_run_of_bad_steps_stops(
