@@ -35,12 +35,9 @@ MEETING_SECONDS = 600.0
 
 
 def main() -> int:
-<<<<<<< HEAD
+    remember_stop()
     # DeepSpeed's launcher adds it to every command; LOCAL_RANK says the same.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
-=======
-    remember_stop()
->>>>>>> launch2
     rank, size = environment_rank()
     if rank != 0:
         return _follow(_meet(), rank, size)
