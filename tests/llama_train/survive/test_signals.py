@@ -90,4 +90,4 @@ def test_all_ranks_stop_at_the_same_step_when_one_is_asked(tmp_path):
     finally:
         for rank in ranks:
             rank.kill()
-    assert said == ["7 SIGUSR1 None\n", "7 SIGUSR1 SIGUSR1\n"]
+    assert said == ["7 SIGUSR1 SIGUSR1\n"] * 2
