@@ -4,7 +4,7 @@ llama-launch local  experiment=...                       on this machine, one pr
 llama-launch slurm  cluster=... nodes=64 experiment=...  as a job that goes on until it is done; dry_run=true
 llama-launch hosts  hosts=[a,b] experiment=...           the line for every machine of a cluster without SLURM
 llama-launch sweep  sweep=learning_rate ...              several runs, here or where=slurm, and a comparison of them
-llama-launch data   cluster=... engine=array|ray ...     llama-data as a job array, or on Ray over one job
+llama-launch data   cluster=... engine=array ...         llama-data as a job array
 llama-launch evaluate cluster=... output=FILE ...        llama-evaluate as a job
 llama-launch doctor cluster=... nodes=64 directory=DIR   whether the machines are fit; full=true: every pair of nodes
 llama-launch status run=DIR                              its jobs, its attempts, how far it is

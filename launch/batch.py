@@ -1,8 +1,7 @@
 """`llama-launch data` and `llama-launch evaluate`: llama-data and llama-evaluate as SLURM jobs.
 
-The pipeline runs as a job array of workers that share the output directory (`engine=array`), or on Ray over the nodes
-of one job (`engine=ray`). Neither decides about requeueing: what is finished is kept, and a job that starts again goes
-on.
+The pipeline runs as a job array of workers that share the output directory. Neither decides about requeueing: what is
+finished is kept, and a job that starts again goes on.
 """
 
 from dataclasses import dataclass, field
@@ -40,16 +39,13 @@ def data(arguments: list[str]) -> int:
     """
     batch, others = _read(arguments)
     pipeline = compose.compose("data", DataPipelineConfig, others)
-    if pipeline.engine.name is EngineName.local:
-        raise ConfigError("engine=local is for one machine; give engine=array (a job array) or engine=ray")
-    if pipeline.engine.name is EngineName.ray and pipeline.engine.address:
-        raise ConfigError("engine.address: the job starts a Ray cluster of its own; leave the address out")
+    if pipeline.engine.name is not EngineName.array:
+        raise ConfigError(f"engine={pipeline.engine.name.value}: a job array needs engine=array")
     if not pipeline.output:
         raise ConfigError("output: not set; give the directory that all nodes share: output=DIR")
     output = Path(pipeline.output).absolute()
-    template = "data-array.sbatch" if pipeline.engine.name is EngineName.array else "data.sbatch"
     others = [each for each in others if each.partition("=")[0] != "output"]
-    return _submit(batch, template, output.with_name(f"{output.name}-jobs"), [*others, f"output={output}"])
+    return _submit(batch, "data-array.sbatch", output.with_name(f"{output.name}-jobs"), [*others, f"output={output}"])
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -213,14 +213,12 @@ def corpus(tmp_path_factory) -> list[str]:
         with open(path, "rb") as file:
             lines = list(io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"))
         (directory / path.stem).write_text("".join(lines[:120]))
-    return [*DATA, f"input.paths=[{directory}/*.jsonl]", "tokenizer.train.vocabulary_size=500"]
+    return [*DATA, f"input.paths=[{directory}/*.jsonl]", "tokenizer.train.vocabulary_size=2000"]
 
 
-@pytest.mark.parametrize("engine", ["array", "ray"])
-def test_pipeline_on_two_nodes_writes_shards_that_verify(slurm, launch, corpus, tmp_path, engine) -> None:
-    pytest.importorskip("ray") if engine == "ray" else None
+def test_pipeline_on_two_nodes_writes_shards_that_verify(slurm, launch, corpus, tmp_path) -> None:
     shards = tmp_path / "shards"
-    submit = launch("data", "cluster=slurm_loopback", "nodes=2", f"engine={engine}", *corpus, f"output={shards}")
+    submit = launch("data", "cluster=slurm_loopback", "nodes=2", "engine=array", *corpus, f"output={shards}")
     assert submit.returncode == 0, submit.stderr
     files = tmp_path / "shards-jobs"
     job = re.search(r"^job (\d+):", submit.stdout)[1]
