@@ -119,10 +119,10 @@ def test_ci_stops_at_the_first_failing_step_and_says_which(tmp_path: Path) -> No
     )
 
 
-def test_ci_passes_when_every_step_does_and_takes_an_hour_at_most(tmp_path: Path) -> None:
+def test_ci_passes_when_every_step_does_and_takes_75_minutes_at_most(tmp_path: Path) -> None:
     done = run_ci(tmp_path, "true")
     assert done.returncode == 0
     assert "FAILED" not in done.stdout
     minutes = [int(n) for n in re.findall(r"^step (\d+) ", (ROOT / ".ci" / "run").read_text(), re.M)]
     assert len(minutes) == done.stdout.count("passed  ")
-    assert sum(minutes) <= 60
+    assert sum(minutes) <= 75

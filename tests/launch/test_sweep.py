@@ -1,6 +1,7 @@
 """Sweeps: what is swept, what the comparison says of runs whose losses are known."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ def a_run(directory: Path, rate: float, loss: float, validation: float, steps: i
     settings = {"name": run.name, "steps": 20, "optimizer": {"learning_rate": rate, "betas": [0.9, 0.95]}}
     OmegaConf.save(OmegaConf.create(settings), run / "config.yaml")
     records = [record(step, loss) for step in range(1, steps + 1)]
-    records[19:] = [each | {"validation_loss": validation} for each in records[19:]]
+    known = validation if math.isfinite(validation) else None  # as metrics.py writes it
+    records[19:] = [each | {"validation_loss": known} for each in records[19:]]
     (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     (run / "summary.json").write_text(json.dumps({"finished": steps == 20}))
     return run

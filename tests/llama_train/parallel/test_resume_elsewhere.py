@@ -32,7 +32,8 @@ def small(work: Path) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def uninterrupted(small: TrainConfig, work: Path) -> Path:
-    (place,) = run_case(Case("uninterrupted", (part(LAST, WRITER, batch_size=12),), TWELVE), small, work)
+    parts = (part(LAST, WRITER, batch_size=12),)
+    (place,) = run_case(Case("uninterrupted", parts, TWELVE, gradient_steps=(WRITTEN,)), small, work)
     return place
 
 
@@ -45,4 +46,4 @@ def test_it_goes_on_with_the_same_batches_and_losses(
     assert found.loss <= 1e-12
     assert found.norm <= 1e-10
     assert found.weight <= 1e-10
-    assert found.gradient == 0, "both runs begin in the same layout"
+    assert found.gradient <= 1e-10
