@@ -103,9 +103,10 @@ def test_warning_ahead_of_the_time_limit_makes_a_checkpoint_and_a_new_attempt(
     slurm, launch, settings, tmp_path
 ) -> None:
     run = tmp_path / "run"
-    limit = ("cluster.slurm.time=1", "cluster.slurm.warning_seconds=30")
+    # SLURM looks at limits every 30 s or so: the warning comes 45 to 75 s after the start, when the ranks surely train.
+    limit = ("cluster.slurm.time=2", "cluster.slurm.warning_seconds=75")
     job = submitted(launch("slurm", *TWO, *limit, *long(settings, 100_000), "checkpoint.every=100000"))
-    until(slurm, run, lambda: len(read_attempts(run)) == 2, 120, "a second attempt")
+    until(slurm, run, lambda: len(read_attempts(run)) == 2, 180, "a second attempt")
     first, second = read_attempts(run)
     assert first["status"] == 0
     assert second["began_after"] == first["ended_after"] > 0  # by the warning: no other checkpoint was due
