@@ -53,7 +53,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._starting and number == signal.SIGTERM:
-            os.write(2, b"error: asked to stop by SIGTERM before the first step\n")
+            os.write(2, b"stopped by SIGTERM before the first step\n")
             os._exit(128 + number)
         if number == signal.SIGINT:
             now = time.monotonic()
