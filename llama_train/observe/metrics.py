@@ -105,7 +105,7 @@ class Ending:
 
 
 _TYPES = {"dict": (dict,), "list": (list,), "str": (str,), "bool": (bool,), "float": (float, int), "int": (int,)}
-"""What a field may hold, by the first of these words in its annotation."""
+"""What a field may hold, by which of these words comes first in its annotation."""
 
 _LARGEST = 1e300
 
@@ -219,7 +219,8 @@ def _check(record: Record) -> None:
         value = getattr(record, each.name)
         if value is None and ("None" in str(each.type) or each.name in ("loss", "grad_norm")):
             continue  # not known, or not finite
-        kind = next(kind for kind in _TYPES if kind in str(each.type))
+        annotation = str(each.type)
+        kind = min((kind for kind in _TYPES if kind in annotation), key=annotation.find)
         added_up = list(value.values()) if kind == "dict" and each.name in ("seconds", "ledger") else []
         if type(value) not in _TYPES[kind] or not set(map(type, added_up)) <= {int, float}:
             raise TypeError(each.name)
