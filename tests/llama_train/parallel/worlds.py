@@ -3,9 +3,11 @@
 import faulthandler
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -19,8 +21,30 @@ PRELOADED = [
 ]
 
 
+CRASHES = (-signal.SIGABRT, -signal.SIGSEGV)
+
+
 def in_world(function: Callable[..., Any], size: int, *arguments: Any, seconds: float = 280) -> list[Any]:
-    """Return what `function(rank, *arguments)` returns on each of `size` ranks."""
+    """Return what `function(rank, *arguments)` returns on each of `size` ranks.
+
+    A world in which the interpreter of a rank crashed is begun once more, with a warning and the crash's stacks on
+    standard error: seen once with torch 2.13 on gloo ("free(): invalid pointer"), not again in nine runs of the same
+    tests; the cause is not known.
+    """
+    codes: list[int | None] = []
+    try:
+        return _once(function, size, arguments, seconds, codes)
+    except (AssertionError, EOFError) as error:
+        if not set(codes) & set(CRASHES):
+            raise
+        warnings.warn(f"a rank crashed ({codes}), the world is begun once more: {error}", stacklevel=2)
+        return _once(function, size, arguments, seconds, codes)
+
+
+def _once(
+    function: Callable[..., Any], size: int, arguments: tuple[Any, ...], seconds: float, codes: list[int | None]
+) -> list[Any]:
+    """Do it; leave the exit codes of ranks that had ended by themselves in `codes` when one fails."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as directory:
@@ -43,6 +67,10 @@ def in_world(function: Callable[..., Any], size: int, *arguments: Any, seconds: 
                     good, answers[rank] = reader.recv()
                     assert good, f"rank {rank}: {answers[rank]}"
             return [answers[rank] for rank in range(size)]
+        except BaseException:
+            wait([process.sentinel for process in processes], 1)  # one that crashed may take a moment to be gone
+            codes[:] = [process.exitcode for process in processes]
+            raise
         finally:
             for process in processes:
                 process.kill()
