@@ -64,9 +64,16 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("SIGKILL", False),
+        pytest.param("SIGKILL", True, marks=pytest.mark.slow),  # not steady on a busy machine: docs/roadmap.md
+        pytest.param("SIGSTOP", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_rank_lost_while_deepspeed_initialises_ends_the_other_which_names_it(
-    tiny: list[str], tmp_path: Path, start: Callable, how: str
+    tiny: list[str], tmp_path: Path, start: Callable, how: str, named: bool
 ) -> None:
     """Without a launcher, which would end the other by itself.
 
@@ -82,8 +89,8 @@ def test_a_rank_lost_while_deepspeed_initialises_ends_the_other_which_names_it(
     output, _ = ranks[0].communicate(timeout=90)
     assert time.monotonic() - begun < 60
     assert ranks[0].returncode == 3, output
-    # After SIGKILL it sometimes ends without a word, on a busy machine: a known fault, see docs/roadmap.md.
-    assert re.search(r"error: .*rank 1 \(", output) or (how == "SIGKILL" and not output), output
+    if named:
+        assert re.search(r"error: .*rank 1 \(", output), output
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
