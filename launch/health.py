@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from launch.bandwidth import every_pair, rounds, slow_nodes
 from launch.gpus import gpu_facts
-from llama_foundation.errors import RunError, UserError
+from llama_foundation.errors import RunError, exit_status
 from llama_train.agreement import difference, software
 from llama_train.distributed import World, distributed, meet
 
@@ -175,12 +175,8 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="measure every pair of nodes")
     parser.add_argument("--megabytes", type=int, default=64, help="size of an all-reduce")
     options = parser.parse_args()
-    try:
-        return examine(options.directory, options.device, options.full, options.megabytes)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return examine(options.directory, options.device, options.full, options.megabytes)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -118,7 +118,8 @@ def train(config: TrainConfig, store: dist.Store) -> int:
                     todo = run.anomalies.refused(refused)
                     if todo is None:
                         documents = order.documents(step)
-                        raise describe_refused(step + 1, refused, run.anomalies, documents, run.store.latest())
+                        latest = run.store.latest()
+                        raise describe_refused(step + 1, refused, run.anomalies, documents, latest, again)
                     observe.event(
                         step + 1, f"update refused: loss {refused.loss:.4f}, grad_norm {refused.grad_norm:.4f}"
                     )

@@ -74,6 +74,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePass={directory}/munge.sock
 AccountingStoragePort={port}
+AccountingStorageEnforce=associations
 """
 DATABASE_DAEMON = """\
 AuthType=auth/munge
