@@ -18,7 +18,7 @@ from launch.runs import active_jobs, record_job
 from launch.snapshot import copy_code, new_directory, refuse_secrets, snapshot
 from llama_foundation.errors import ConfigError, RunError
 from llama_train.config import ClusterConfig
-from llama_train.slurm import SlurmConfig, Tasks
+from llama_train.config.slurm import SlurmConfig, Tasks
 
 _PACKAGED = Path(__file__).parent / "templates"
 CHECKOUT = Path(__file__).parents[1]
