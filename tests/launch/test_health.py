@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
-from launch.health import judge
+from launch.health import GPU_FIELDS, THROTTLED, judge, judge_network
 
-GPU = ["H100", "550", "40", "1980", "1980", "0"]
+GPU = dict(zip(GPU_FIELDS, ["H100", "550", "40", "1980", "1980", "0"], strict=True))
 
 
 def healthy() -> list[dict]:
@@ -32,7 +32,19 @@ def gpu_missing(every: list[dict]) -> None:
 
 
 def memory_errors(every: list[dict]) -> None:
-    every[2]["gpus"][1] = [*GPU[:-1], "4"]
+    every[2]["gpus"][1]["ecc.errors.uncorrected.volatile.total"] = "4"
+
+
+def too_hot(every: list[dict]) -> None:
+    every[2]["gpus"][1] |= {THROTTLED: "Active", "clocks.sm": "345"}
+
+
+def other_driver(every: list[dict]) -> None:
+    every[2]["gpus"][0]["driver_version"] = "535"
+
+
+def slow_disk(every: list[dict]) -> None:
+    every[2]["write_megabytes_per_second"] = 12.0
 
 
 def disk_full(every: list[dict]) -> None:
@@ -54,6 +66,9 @@ def no_disk(every: list[dict]) -> None:
         (clock_off, "n1: its clock is +90.0 s off"),
         (gpu_missing, "n1: 1 GPUs, 2 on others"),
         (memory_errors, "n1: GPU 1 has had 4 uncorrected memory errors"),
+        (too_hot, "n1: GPU 1 is slowed down by its hardware (heat or power), at 345 MHz"),
+        (other_driver, "n1: GPU 0 has driver_version 535, most others 550"),
+        (slow_disk, "n1: writes 12 MB/s in the directory, others 900"),
         (disk_full, "n1: only 0.2 GB free"),
         (other_disk, "n1: does not see 2 of 3 nodes' files"),
         (no_disk, "n1: cannot write in /runs: Read-only file system"),
