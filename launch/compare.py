@@ -19,6 +19,7 @@ from llama_foundation.errors import RunError
 from llama_foundation.files import publish_text
 from llama_train.observe.charts import Chart, smooth
 from llama_train.observe.metrics import history
+from llama_train.observe.summary import final_loss
 
 NOT_COMPARED = ("name", "output", "logging", "cluster", "stop_at_step")
 """Settings that say where a run is and what it writes, not what it computes."""
@@ -40,8 +41,7 @@ class Outcome:
 
     @property
     def final_loss(self) -> float:
-        """The mean training loss of the last tenth of the steps: one step's is too noisy to rank by."""
-        return float(np.mean(self.loss[-max(len(self.loss) // 10, 1) :])) if len(self.loss) else math.nan
+        return final_loss(self.loss)
 
     @property
     def validation_loss(self) -> float | None:

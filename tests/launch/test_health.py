@@ -14,7 +14,7 @@ def healthy() -> list[dict]:
     every = []
     for rank in range(6):
         about = {"rank": rank, "host": f"n{rank // 2}", "software": {"torch": "2.13.0"}, "clock": 1000.0 + rank / 1000}
-        first = {"gpus": [GPU, GPU], "free_gigabytes": 500.0, "write_megabytes_per_second": 900.0, "files_seen": files}
+        first = {"gpus": [dict(GPU), dict(GPU)], "free_gigabytes": 500.0, "write_megabytes_per_second": 900.0, "files_seen": files}
         every.append(about | (copy.deepcopy(first) if rank % 2 == 0 else {}))
     return every
 
@@ -80,3 +80,36 @@ def test_each_fault_is_named_with_its_node_and_nothing_else(plant, words) -> Non
     plant(every)
     [problem] = judge(every, 2)
     assert words in problem
+
+
+NAMES = ["n0", "n1", "n2", "n3"]
+PAIRS = [("of 2 nodes", [[0, 1], [2, 3]], [1.0, 1.0]), ("of 2 nodes", [[0, 2], [1, 3]], [1.0, 0.2])]
+
+
+@pytest.mark.parametrize(
+    ("measured", "bad", "silent", "said"),
+    [
+        (PAIRS[:1], [], [], []),
+        (PAIRS[:1], [2], [], ["n2: its network is slow or fails"]),
+        (PAIRS, [], [], ["n1 and n3: slow between these two alone"]),
+        (PAIRS, [], [3], []),  # what was measured with a node that ended says nothing of the others
+        (PAIRS, [0, 1, 2], [3], ["n0, n1, n2: no all-reduce between any two of them works"]),
+        (
+            [("inside of one node", [[0], [1], [2], [3]], [9.0, 9.1, 2.0, 9.2])],
+            [],
+            [],
+            ["n2: all-reduce among its own ranks is slow or fails"],
+        ),
+    ],
+)
+def test_what_is_said_of_the_network(measured, bad, silent, said) -> None:
+    assert judge_network(measured, bad, silent, NAMES) == said
+
+
+def test_of_a_rank_that_is_silent_nothing_is_judged() -> None:
+    every = healthy()
+    every[2] = every[3] = None
+    for each in every[::2]:
+        if each is not None:
+            each["files_seen"] = [".health-0", ".health-4"]
+    assert judge(every, 2) == []
