@@ -14,7 +14,12 @@ def healthy() -> list[dict]:
     every = []
     for rank in range(6):
         about = {"rank": rank, "host": f"n{rank // 2}", "software": {"torch": "2.13.0"}, "clock": 1000.0 + rank / 1000}
-        first = {"gpus": [dict(GPU), dict(GPU)], "free_gigabytes": 500.0, "write_megabytes_per_second": 900.0, "files_seen": files}
+        first = {
+            "gpus": [dict(GPU), dict(GPU)],
+            "free_gigabytes": 500.0,
+            "write_megabytes_per_second": 900.0,
+            "files_seen": files,
+        }
         every.append(about | (copy.deepcopy(first) if rank % 2 == 0 else {}))
     return every
 

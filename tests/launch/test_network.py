@@ -18,7 +18,7 @@ PORT = 29500
 FAST, SLOWER = "100mbit", "20mbit"
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.machines,
     pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("tc"), reason="needs root, and ip and tc of iproute2"),
 ]
 
