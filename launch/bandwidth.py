@@ -22,7 +22,7 @@ def find_bad_nodes(count: int, measure: Measure) -> list[int]:
     All nodes together, then halves, quarters and so on. As soon as groups of a round differ, the fast ones are proven:
     a bad node would have slowed them. From then on only the others are halved, beside a proven group of the same size
     to compare with; a node that is left alone is measured with a proven one, which says whether it is bad. Where no
-    round shows a difference, three rounds of pairs do: every node meets two others or more. What was found is left
+    round shows a difference, three or four rounds of pairs do: every node meets three others. What was found is left
     out, and the rest searched again, for the slowest may hide one that is only slow.
     """
     bad: list[int] = []
@@ -47,8 +47,12 @@ def _search(nodes: list[int], measure: Measure) -> list[int]:
             usual = statistics.median_high(
                 value for group, value in zip(groups, values, strict=True) if group not in suspects
             )
-            return _bisect(suspects, proven, usual, measure)
-    pairs = [[[nodes[one], nodes[other]] for one, other in groups] for groups in every_pair(len(nodes), 3)]
+            if found := _bisect(suspects, proven, usual, measure):
+                return found
+            break  # a disturbance, or a node that reaches some and not others: pairs tell
+    pairs = [
+        [[nodes[one], nodes[other]] for one, other in groups] for groups in every_pair(len(nodes), 3 + len(nodes) % 2)
+    ]
     return bad_of_pairs([(groups, measure(groups)) for groups in pairs])
 
 
@@ -60,7 +64,7 @@ def _bisect(suspects: Round, proven: list[int], usual: float, measure: Measure) 
         usual: the bandwidth of a proven group, until one is measured beside the suspects.
     """
     bad: list[int] = []
-    met: dict[int, list[int]] = {}  # a node that was left alone → the proven ones that it was slow with
+    met: dict[int, list[tuple[int, bool]]] = {}  # a node that was left alone → proven partners, and if that was slow
     while suspects:
         halves = [*_halves([group for group in suspects if len(group) > 1]), *([node] for node in met)]
         suspects = []
@@ -69,7 +73,8 @@ def _bisect(suspects: Round, proven: list[int], usual: float, measure: Measure) 
             while halves and (len(halves[0]) > 1 or free):
                 half = halves.pop(0)
                 if len(half) == 1:
-                    partner = next((node for node in free if node not in met.get(half[0], [])), free[0])
+                    before = [partner for partner, _ in met.get(half[0], [])]
+                    partner = next((node for node in free if node not in before), free[0])
                     free.remove(partner)
                     half = [half[0], partner]
                 groups.append(half)
@@ -81,13 +86,16 @@ def _bisect(suspects: Round, proven: list[int], usual: float, measure: Measure) 
                 node, partner = group[0], group[-1]
                 if partner not in proven:
                     suspects += [group] if value < SLOW * usual else []
-                elif value >= SLOW * usual:
-                    met.pop(node, None)
-                elif node in met:  # two partners, because one that is a little slow itself may count as proven
+                    continue
+                # Slow with one partner is not enough, because one that is a little slow itself may count as proven;
+                # nor does one that is fast clear it, because a node may reach some and not others. Two of three do.
+                met.setdefault(node, []).append((partner, value < SLOW * usual))
+                slow = sum(is_slow for _, is_slow in met[node])
+                fast = len(met[node]) - slow
+                if slow == 2:
                     bad.append(node)
+                if slow == 2 or fast > slow:
                     del met[node]
-                else:
-                    met[node] = [partner]
         suspects += [[node] for node in met]
     return bad
 
@@ -119,10 +127,23 @@ def slow_pairs(measured: Sequence[tuple[Round, Sequence[float]]]) -> dict[tuple[
 
 
 def bad_of_pairs(measured: Sequence[tuple[Round, Sequence[float]]]) -> list[int]:
-    """Return the nodes all of whose pairs are slow."""
+    """Return the nodes most of whose pairs are slow; the worst first, because its partners' pairs are slow through it.
+
+    A node need not be slow with all: it may reach some and not others.
+    """
     pairs = slow_pairs(measured)
-    nodes = sorted({node for pair in pairs for node in pair})
-    return [node for node in nodes if all(is_slow for pair, is_slow in pairs.items() if node in pair)]
+    bad: list[int] = []
+    while True:
+        left = {pair: is_slow for pair, is_slow in pairs.items() if not {*bad}.intersection(pair)}
+        of_node: dict[int, list[bool]] = {}
+        for pair, is_slow in left.items():
+            for node in pair:
+                of_node.setdefault(node, []).append(is_slow)
+        part = {node: statistics.fmean(each) for node, each in of_node.items()}
+        worst = max(part.values(), default=0.0)
+        if worst <= 0.5:
+            return sorted(bad)
+        bad += [node for node, value in part.items() if value == worst]
 
 
 def _slow(values: Sequence[float]) -> list[bool]:

@@ -128,7 +128,7 @@ def examine(directory: Path, device: str, full: bool, megabytes: int, seconds: f
         if problem and first:
             with_whom = ", ".join(names[node] for node in mine)
             print(f"{names[rank // per_node]}: all-reduce among {with_whom} failed: {problem}", file=sys.stderr)
-        values = meeting.share(f"round-{number}", value, seconds + 60)
+        values = meeting.share(f"round-{number}", value, seconds + 15)
         found = [min(values[each] or 0.0 for each in _ranks(group, per_node)) for group in groups]
         measured.append((kind.format(len(groups[0])), groups, found))
         return found

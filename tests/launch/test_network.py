@@ -95,7 +95,7 @@ def problems(said: str) -> list[str]:
 def test_healthy_nodes_are_measured_at_their_speed(network, tmp_path) -> None:
     with doctor(network, tmp_path) as ranks:
         said, errors = ranks[0].communicate(timeout=200)
-    assert (problems(said), errors) == ([], ""), said
+    assert problems(said) == [] and "failed" not in errors, said + errors
     assert [line.split()[0] for line in said.splitlines()[1 : NODES + 1]] == [f"n{rank}" for rank in range(NODES)]
     [whole] = [line for line in said.splitlines() if f"of {NODES} nodes" in line]
     measured = float(whole.split(": ")[1].split()[0])
@@ -124,11 +124,11 @@ def test_a_node_whose_cable_is_pulled_for_others_is_named(network, tmp_path) -> 
             said, errors = ranks[0].communicate(timeout=280)
     finally:
         subprocess.run(["ip", "netns", "exec", network[4], "sh", "-c", undo], check=True)
-    assert problems(said)[-1] == "n4: its network is slow or fails", said + errors
+    assert problems(said) == ["n4: its network is slow or fails"], said + errors
 
 
 def test_a_node_that_dies_during_an_all_reduce_is_named_and_the_others_are_measured(network, tmp_path) -> None:
-    with doctor(network, tmp_path, "--timeout=10", "--megabytes=16") as ranks:
+    with doctor(network, tmp_path, "--timeout=30", "--megabytes=8") as ranks:
         deadline = time.monotonic() + 120
         pids = ["ip", "netns", "pids", network[3]]
         while len(running := subprocess.run(pids, capture_output=True, text=True).stdout.split()) < 2:
