@@ -116,13 +116,18 @@ def _row(outcome: Outcome, names: list[str]) -> list[str]:
     validation = outcome.validation_loss
     state = "finished" if outcome.finished else f"at step {outcome.steps[-1]}" if len(outcome.steps) else "not begun"
     return [
-        *(str(outcome.settings.get(name, "-")) for name in names),
+        *(_shown(outcome.settings.get(name, "-")) for name in names),
         "-" if validation is None else f"{validation:.4f}",
         f"{outcome.final_loss:.4f}" if len(outcome.loss) else "-",
         f"{outcome.tokens[-1]:,}" if len(outcome.tokens) else "-",
         f"{outcome.tokens_per_second:,.0f}",
         state,
     ]
+
+
+def _shown(value: Any) -> str:
+    """A setting for people; a search tries numbers of seventeen digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _page(title: str, rule: str, outcomes: list[Outcome], names: list[str], heads: list[str], rows: list) -> str:

@@ -39,8 +39,8 @@ def job(count: int, overrides: list[str], name: str) -> list[str]:
     """Return the command of one job, which by itself resumes it."""
     agent = ["launch.torchrun", f"--processes={count}", f"--port={free_port()}"] if count > 1 else []
     others = [override for override in overrides if override.lstrip("+").partition("=")[0] != "name"]
-    quoted = name.replace("\\", "\\\\").replace("'", "\\'")  # a name of a sweep holds = and commas
-    return [*agent, "llama_train", *others, f"name='{quoted}'"]
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')  # a name of a sweep holds = and commas
+    return [*agent, "llama_train", *others, f'name="{quoted}"']
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_job_that_failed_does_not_hide_the_others(tmp_path, monkeypatch, capsys)
 def settings_of(command: list[str]) -> dict[str, str]:
     """The overrides of a job's command line."""
     overrides = command[command.index("llama_train") + 1 :]
-    return {key.lstrip("+"): value.strip("'") for key, _, value in (each.partition("=") for each in overrides)}
+    return {key.lstrip("+"): value.strip('"') for key, _, value in (each.partition("=") for each in overrides)}
 
 
 def test_search_minimises_the_runs_loss_and_its_command_resumes_it(tmp_path, monkeypatch) -> None:
