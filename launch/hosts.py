@@ -56,7 +56,9 @@ def line(job: Job, number: int, count: int) -> str:
         f"--processes={count}",
     ]
     command += [f"--address={names[0].rpartition('@')[2]}", f"--port={job.launch.port}", f"--id={job.train.name}"]
-    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join([*command, 'llama_train', *job.arguments])}"
+    interface = job.train.cluster.interface
+    network = f"NCCL_SOCKET_IFNAME={interface} GLOO_SOCKET_IFNAME={interface} " if interface else ""
+    return f"cd {shlex.quote(str(Path.cwd()))} && {network}{shlex.join([*command, 'llama_train', *job.arguments])}"
 
 
 def python_of(job: Job) -> str:

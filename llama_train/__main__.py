@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError, UserError
-from llama_foundation.files import publish_text
+from llama_foundation.files import not_for_everybody_to_write, publish_text
 from llama_train.agreement import agree, difference, other_command, software
 from llama_train.config import TrainConfig
 from llama_train.environment import environment_rank, local_world_size
@@ -36,6 +36,7 @@ MEETING_SECONDS = 600.0
 
 def main() -> int:
     remember_stop()
+    not_for_everybody_to_write()
     # DeepSpeed's launcher adds it to every command; LOCAL_RANK says the same.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
     sweeping = not {"-m", "--multirun"}.isdisjoint(sys.argv)
