@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from llama_foundation.errors import RunError
 from llama_train.survive.beats import INTERVAL_SECONDS, SILENT_SECONDS, Beat, Board, culprit, place_of
+from llama_train.survive.neighbours import Neighbours
 
 LINGER_SECONDS = 4 * INTERVAL_SECONDS
-"""How long rank 0 stays after the last word: it may keep the store that the others read it from."""
+"""How long rank 0 stays after the last word if it keeps the store that the others read it from."""
 
 LEAVE_SECONDS = 5.0
 """How long a process may take to end by itself after another one said that the job is over."""
@@ -84,6 +85,7 @@ class Watchdog:
         self._grace = max(grace_seconds, deadline_seconds)
         self._stacks = run_directory / "logs" / f"stacks-rank-{rank}.txt"
         self._board = Board(store, world) if world > 1 else None
+        self._neighbours: Neighbours | None = None
         self._main = threading.main_thread().ident
         self._done = threading.Event()
         self._own_failure = False
@@ -114,19 +116,21 @@ class Watchdog:
         message = str(exception).strip().split("\n")[0]
         text = f"rank {self.rank} ({self.host}) failed in step {self._at.step}, phase {self._at.phase}: "
         _within(_STORE_SECONDS, lambda: board.accuse(f"{text}{type(exception).__name__}: {message}"))
-        if self.rank == 0:
-            time.sleep(LINGER_SECONDS)
+        self._linger()
 
     def __enter__(self) -> "Watchdog":
         self._at = _Position(0, "start", 0, time.monotonic(), time.time())
         threading.Thread(target=self._guard, name="watchdog", daemon=True).start()
         if self._board is not None:
+            self._neighbours = Neighbours(self._board.store, self._board.prefix, self.rank)
             threading.Thread(target=self._publish, name="watchdog-store", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exception: BaseException | None, trace: object) -> None:
         try:
             if exception is None:
+                if self._neighbours is not None:
+                    _within(_STORE_SECONDS, self._neighbours.leave)
                 return
             if self._board is not None and is_peer_failure(exception):
                 self._lost_peer = True
@@ -138,18 +142,22 @@ class Watchdog:
     def failure(self) -> str:
         """Find out why other ranks do not answer: what one of them published, or who is silent or behind."""
         assert self._board is not None
-        board, rank, world = self._board, self.rank, self._world
+        board, neighbours = self._board, self._neighbours
 
         def ask() -> str:
             published = board.failure()
             if published is not None:
                 return published
-            return board.accuse(culprit(*board.watch(rank), world))
+            beats, silent, ended = board.watch(self.rank, neighbours.ended if neighbours else list)
+            return board.accuse(culprit(beats, silent, self._world, ended))
 
         answer = _within(_STORE_SECONDS, ask) or self._heard
-        if self.rank == 0:
-            time.sleep(LINGER_SECONDS)
+        self._linger()
         return answer or f"the job's store does not answer: {_keeper()} ended"
+
+    def _linger(self) -> None:
+        if self.rank == 0 and not _agent_keeps_store():
+            time.sleep(LINGER_SECONDS)
 
     def _now(self) -> Beat:
         place, waiting = place_of(sys._current_frames().get(self._main))
@@ -159,12 +167,18 @@ class Watchdog:
         return Beat(self.rank, self.host, at.step, at.phase, at.part, at.wall_time, place, waiting, self._count)
 
     def _publish(self) -> None:
-        assert self._board is not None
+        board, neighbours = self._board, self._neighbours
+        assert board is not None and neighbours is not None
         while not self._done.is_set():
             with contextlib.suppress(RuntimeError):  # a lost store is told by the deadline, with what else is known
-                self._board.write(self._now())
-                self._heard = self._board.failure()
-                if self._heard and not self._own_failure and not self._done.wait(LEAVE_SECONDS):
+                board.write(self._now())
+                # In this order: a rank that ends after it has published why is not accused of having ended.
+                ended = neighbours.ended()
+                if ended:
+                    board.accuse(culprit(board.read(ended), [], self._world, ended))
+                self._heard = board.failure()
+                patience = LINGER_SECONDS if ended else LEAVE_SECONDS  # a dead rank has nothing to add
+                if self._heard and not self._own_failure and not self._done.wait(patience):
                     self._end(f"{self._heard}; this is rank {self.rank} ({self.host}), which ends too")
             self._done.wait(INTERVAL_SECONDS)
 
@@ -237,7 +251,11 @@ def _alone(beat: Beat) -> str:
 
 
 def _keeper() -> str:
-    return "the launcher" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0, which keeps it,"
+    return "the launcher" if _agent_keeps_store() else "rank 0, which keeps it,"
+
+
+def _agent_keeps_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _within(seconds: float, ask: Callable[[], Answer]) -> Answer | None:

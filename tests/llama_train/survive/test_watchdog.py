@@ -1,5 +1,6 @@
 """Real processes that hang, stop, die or fail; what the others say, and how soon."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch.distributed
 from watchdog_job import run_rank
 
 from llama_foundation.errors import RunError
 from llama_train.survive.beats import Beat, culprit
+from llama_train.survive.neighbours import Neighbours, _began
 from llama_train.survive.watchdog import LEAVE_SECONDS, Watchdog, explain_peer_failure, is_peer_failure
 
 DEADLINE = 3.0
@@ -106,7 +109,7 @@ def test_a_killed_rank_ends_the_others_which_name_it(start, victim):
     for status, stderr in job.end_of(survivors, WITHIN):
         assert status == RunError.exit_code
         # rank 0 keeps the store of this job: without it nobody can tell more than that it is gone
-        assert ("rank 1 (host1) is dead or stopped" if victim else "rank 0, which keeps it, ended") in stderr
+        assert ("rank 1 (host1) is dead: last seen in step" if victim else "rank 0, which keeps it, ended") in stderr
 
 
 @pytest.mark.timeout(120)
@@ -121,6 +124,16 @@ def test_a_rank_that_fails_says_why_to_the_others(start):
 
 
 @pytest.mark.timeout(120)
+def test_a_killed_rank_is_seen_to_end_where_no_connection_breaks(start):
+    job = start(3, "later, each for itself")  # as under NCCL, whose collectives wait on
+    job.wait_until_stepping()
+    job.ranks[1].kill()
+    for status, stderr in job.end_of([0, 2], DEADLINE):  # all of them make progress: no deadline ends them
+        assert status == RunError.exit_code
+        assert "rank 1 (host1) is dead: last seen in step" in stderr
+
+
+@pytest.mark.timeout(60)
 def test_a_healthy_job_is_left_alone(start):
     job = start(2, "none")
     for status, stderr in job.end_of([0, 1], 60):
@@ -165,6 +178,27 @@ def test_silent_ranks_are_named_also_those_that_never_spoke():
     text = culprit({0: _beat(0, 7, 1), 2: _beat(2, 6, 1)}, [1, 2], 3)
     assert "rank 1 never gave a sign of life" in text
     assert "rank 2 (node2) is dead or stopped: last seen in step 6" in text
+    text = culprit({0: _beat(0, 7, 1), 2: _beat(2, 6, 1)}, [1], 3, [2])
+    assert text.startswith("rank 2 (node2) is dead: last seen in step 6")
+
+
+def test_a_process_is_known_by_its_beginning_and_not_missed_after_it_left():
+    store = torch.distributed.HashStore()
+    mine = Neighbours(store, "attempt", 0)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        place = store.add(mine._key("count"), 1)
+        store.set(mine._key(str(place)), json.dumps([1, other.pid, _began(other.pid)]))
+        assert mine.ended() == []
+        other.kill()
+        while Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        assert mine.ended() == [1]  # nobody has read its status yet
+    assert mine.ended() == [1]  # its id is free again
+    place = store.add(mine._key("count"), 1)
+    store.set(mine._key(str(place)), json.dumps([2, os.getpid(), "1"]))  # its id was given to another one
+    assert mine.ended() == [1, 2]
+    Neighbours(store, "attempt", 1).leave()
+    assert mine.ended() == [2]
 
 
 def test_other_errors_are_not_taken_for_a_lost_peer():
