@@ -17,7 +17,7 @@ from launch.runs import active_jobs, record_job
 from launch.snapshot import refuse_secrets, snapshot
 from llama_foundation.errors import ConfigError, RunError
 from llama_train.config import ClusterConfig
-from llama_train.slurm import SlurmConfig, Tasks
+from llama_train.config.slurm import SlurmConfig, Tasks
 
 _PACKAGED = Path(__file__).parent / "templates"
 TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "slurm"

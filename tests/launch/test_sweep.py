@@ -11,7 +11,7 @@ from launch import compare, sweep
 from llama_foundation.compose import compose
 from llama_foundation.errors import ConfigError
 from llama_train.config import TrainConfig
-from llama_train.slurm import SlurmConfig
+from llama_train.config.slurm import SlurmConfig
 
 READY = sorted(path.stem for path in sweep.SWEEPS.glob("*.yaml"))
 
