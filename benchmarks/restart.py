@@ -113,9 +113,7 @@ def restarts(checkout: Path, directory: Path, count: int, seed: int) -> list[Res
     run = directory / f"{checkout.name}-{seed}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
     with open(directory / "log", "ab") as log:
-        agent = subprocess.Popen(
-            command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        agent = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             until(lambda: records(run, StepRecord))
             return [one_restart(agent.pid, run, dice) for _ in range(count)]

@@ -6,13 +6,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_foundation.errors import RunError
 from llama_train.survive.beats import INTERVAL_SECONDS, SILENT_SECONDS, Beat, Board, culprit, place_of
+from llama_train.survive.flight_recorder import write_flight_record
 from llama_train.survive.neighbours import Neighbours
 
 LINGER_SECONDS = 4 * INTERVAL_SECONDS
@@ -20,6 +21,9 @@ LINGER_SECONDS = 4 * INTERVAL_SECONDS
 
 LEAVE_SECONDS = 5.0
 """How long a process may take to end by itself after another one said that the job is over."""
+
+_RECORD_SECONDS = 3.0
+"""How long NCCL may take to hand out its flight record: its threads may be what stands still."""
 
 _STORE_SECONDS = SILENT_SECONDS + 5.0
 """No question to the store may take longer: the machine that keeps it may be gone."""
@@ -52,9 +56,9 @@ class _Position:
 class Watchdog:
     """Ends this process when it stands still, or when another process of the job says that the job is over.
 
-    The loop calls `beat` when it enters a phase. If no beat comes for `deadline_seconds`, all thread stacks go to
+    The loop calls `beat` when it enters a phase. If no beat comes for the deadline of the phase, all thread stacks go to
     standard error and `run_directory/logs/stacks-rank-N.txt`, one line names the rank that the others wait for, and the
-    process ends with `RunError.exit_code`. Until the first step is over the deadline is `grace_seconds`.
+    process ends with `RunError.exit_code`. Until the first step is over every phase has the deadline of "start".
 
     An exception that leaves the `with` block is published, so that the others can say who failed. If it is a broken
     connection to another rank, it becomes the `RunError` of `explain_peer_failure`.
@@ -65,7 +69,8 @@ class Watchdog:
         deadline_seconds: `engine.timeout_seconds`.
         host: this machine's name.
         run_directory: of this run.
-        grace_seconds: start and compilation take longer than a step; never less than `deadline_seconds`.
+        deadlines: phase → seconds, where they are not `deadline_seconds`.
+        nccl: whether to write NCCL's flight record, too, to `run_directory/logs/nccl-rank-N.json`.
     """
 
     def __init__(
@@ -76,14 +81,16 @@ class Watchdog:
         deadline_seconds: float,
         host: str,
         run_directory: Path,
-        grace_seconds: float = 0.0,
+        deadlines: Mapping[str, float] | None = None,
+        nccl: bool = False,
     ) -> None:
         assert store is not None or world == 1
         self.rank, self.host = rank, host
         self._world = world
         self._deadline = deadline_seconds
-        self._grace = max(grace_seconds, deadline_seconds)
+        self._deadlines = deadlines or {}
         self._stacks = run_directory / "logs" / f"stacks-rank-{rank}.txt"
+        self._record = run_directory / "logs" / f"nccl-rank-{rank}.json" if nccl else None
         self._board = Board(store, world) if world > 1 else None
         self._neighbours: Neighbours | None = None
         self._main = threading.main_thread().ident
@@ -106,6 +113,11 @@ class Watchdog:
             self._first_step = step
         part = self._at.part + 1 if step == self._at.step else 0
         self._at = _Position(step, phase, part, time.monotonic(), time.time())
+
+    def starting(self, part: str) -> None:
+        """Say that this rank has come to `part` of its start; the start has one deadline for all of it."""
+        at = self._at
+        self._at = _Position(0, f"start ({part})", at.part + 1, at.monotonic_time, time.time())
 
     def report_failure(self, exception: BaseException) -> None:
         """Tell the other ranks why this one ends."""
@@ -179,16 +191,19 @@ class Watchdog:
                 self._heard = board.failure()
                 patience = LINGER_SECONDS if ended else LEAVE_SECONDS  # a dead rank has nothing to add
                 if self._heard and not self._own_failure and not self._done.wait(patience):
+                    self._dump_collectives()
                     self._end(f"{self._heard}; this is rank {self.rank} ({self.host}), which ends too")
             self._done.wait(INTERVAL_SECONDS)
 
     def _guard(self) -> None:
         while not self._done.wait(INTERVAL_SECONDS / 2):
             at = self._at
-            limit = self._grace if at.step == (self._first_step or 0) else self._deadline
+            first = self._first_step is None or at.step == self._first_step
+            limit = self._deadlines.get("start" if first else at.phase, self._deadline)
             still = time.monotonic() - at.monotonic_time
             if still > limit:
                 self._dump_stacks()
+                self._dump_collectives()
                 place, _ = place_of(sys._current_frames().get(self._main))
                 why = self.failure() if self._board is not None else _alone(self._now())
                 if self._done.is_set():
@@ -204,6 +219,13 @@ class Watchdog:
             self._stacks.parent.mkdir(parents=True, exist_ok=True)
             with open(self._stacks, "w") as file:
                 faulthandler.dump_traceback(file=file, all_threads=True)
+
+    def _dump_collectives(self) -> None:
+        path = self._record
+        if path is not None:
+            why_not = _within(_RECORD_SECONDS, lambda: [write_flight_record(path)]) or ["NCCL does not answer"]
+            if why_not[0] is not None:
+                os.write(2, f"warning: {path} is not written: {why_not[0]}\n".encode())
 
     def _end(self, message: str) -> None:
         os.write(2, f"error: {message}\n".encode())
