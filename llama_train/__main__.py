@@ -8,6 +8,7 @@ need none.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ MEETING_SECONDS = 600.0
 def main() -> int:
     remember_stop()
     not_for_everybody_to_write()
+    gc.disable()  # until the loop: see survive/garbage.py
     # DeepSpeed's launcher adds it to every command; LOCAL_RANK says the same.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
     sweeping = not {"-m", "--multirun"}.isdisjoint(sys.argv)
