@@ -4,12 +4,13 @@ import json
 import random
 import sys
 
+import numpy as np
 import pytest
 
 from data_pipeline.__main__ import main
 from data_pipeline.forecast import ForecastConfig, Sample, choose, expect, piece_sizes
 from data_pipeline.read import plan
-from data_pipeline.sampled import Use
+from data_pipeline.sampled import Use, times_cut
 from llama_foundation.compose import compose
 from llama_foundation.errors import ConfigError
 
@@ -94,3 +95,18 @@ def test_samples_are_nested_whole_pieces_and_do_not_depend_on_the_order_of_files
     assert choose(dict(reversed(sizes.items())), config) == (larger, smaller)
     with pytest.raises(ConfigError, match="input is 1 piece"):
         choose(dict(list(sizes.items())[:1]), config)
+
+
+@pytest.mark.parametrize("documents", [500, 700, 850, 1200, 6500])
+def test_how_often_ranges_are_cut_again_is_that_of_a_simulation(documents):
+    """Documents of 20 bytes, 100 ranges of a capacity of 85 bytes: 8 documents fit into a range that is not cut."""
+    generator = np.random.default_rng(3)
+    written, capacity = [], 85
+    for _ in range(200):
+        ranges = 20 * np.bincount(generator.integers(0, 100, documents), minlength=100)
+        again = ranges[ranges > 2 * capacity]
+        parts = [20 * np.bincount(generator.integers(0, -(-size // capacity), size // 20)) for size in again]
+        twice = sum(int(part[part > 2 * capacity].sum()) for part in parts)
+        written.append((again.sum() + twice) / ranges.sum())
+    told = times_cut(documents / 100 * 20, documents / 100, capacity)
+    assert told == pytest.approx(np.mean(written), abs=0.05)
