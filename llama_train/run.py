@@ -5,6 +5,7 @@ rank 0 writes there, except for the per-rank files inside a checkpoint.
 """
 
 import dataclasses
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,9 @@ class Run:
         if self.world.main:
             if not path.exists():
                 publish_text(path, uuid.uuid4().hex)
-            mine = path.read_text("utf-8").strip()
+            mine = path.read_text("utf-8", errors="replace").strip()
+            if not re.fullmatch("[0-9a-f]{32}", mine):
+                raise CheckpointError(f"{path}: {mine[:80]!r} is no id of a run; remove the file to begin another one")
         run_id = broadcast_bytes(mine.encode(), self.world.background).decode()
         return CheckpointStore(
             Path(settings.fast) / f"{self.config.name}-{run_id}",
