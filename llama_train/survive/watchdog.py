@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_foundation.errors import RunError
+from llama_train.environment import launcher_keeps_store
 from llama_train.survive.beats import INTERVAL_SECONDS, SILENT_SECONDS, Beat, Board, culprit, place_of
 from llama_train.survive.flight_recorder import write_flight_record
 from llama_train.survive.neighbours import Neighbours
@@ -56,9 +57,9 @@ class _Position:
 class Watchdog:
     """Ends this process when it stands still, or when another process of the job says that the job is over.
 
-    The loop calls `beat` when it enters a phase. If no beat comes for the deadline of the phase, all thread stacks go to
-    standard error and `run_directory/logs/stacks-rank-N.txt`, one line names the rank that the others wait for, and the
-    process ends with `RunError.exit_code`. Until the first step is over every phase has the deadline of "start".
+    The loop calls `beat` when it enters a phase. If no beat comes for the deadline of the phase, all thread stacks go
+    to standard error and `run_directory/logs/stacks-rank-N.txt`, one line names the rank that the others wait for, and
+    the process ends with `RunError.exit_code`. Until the first step is over every phase has the deadline of "start".
 
     An exception that leaves the `with` block is published, so that the others can say who failed. If it is a broken
     connection to another rank, it becomes the `RunError` of `explain_peer_failure`.
@@ -168,7 +169,7 @@ class Watchdog:
         return answer or f"the job's store does not answer: {_keeper()} ended"
 
     def _linger(self) -> None:
-        if self.rank == 0 and not _agent_keeps_store():
+        if self.rank == 0 and not launcher_keeps_store():
             time.sleep(LINGER_SECONDS)
 
     def _now(self) -> Beat:
@@ -273,11 +274,7 @@ def _alone(beat: Beat) -> str:
 
 
 def _keeper() -> str:
-    return "the launcher" if _agent_keeps_store() else "rank 0, which keeps it,"
-
-
-def _agent_keeps_store() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return "the launcher" if launcher_keeps_store() else "rank 0, which keeps it,"
 
 
 def _within(seconds: float, ask: Callable[[], Answer]) -> Answer | None:
