@@ -12,8 +12,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from yaml import YAMLError
 
 from llama_foundation.errors import RunError
 from llama_foundation.files import publish_text
@@ -52,12 +54,15 @@ class Outcome:
 
 def read_outcome(run: Path) -> Outcome:
     """Read a run directory; one that has not begun has no steps."""
-    settings = dict(_flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))))
+    try:
+        settings = dict(_flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))))
+    except (OSError, ValueError, AttributeError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        raise RunError(f"{run / 'config.yaml'}: is no configuration of a run: {error}") from error
     metrics = run / "metrics.jsonl"
     records = history(metrics) if metrics.is_file() else []
     try:
         finished = bool(json.loads((run / "summary.json").read_text())["finished"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         finished = False
     return Outcome(
         directory=run,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from launch.bandwidth import SLOW, Round, bad_of_pairs, every_pair, find_bad_nodes, slow_pairs
 from launch.gpus import gpu_facts
 from launch.measure import bus_bandwidth
-from llama_foundation.errors import RunError, UserError
+from llama_foundation.errors import RunError, exit_status
 from llama_train.agreement import difference, software
 from llama_train.distributed import meet
 from llama_train.environment import environment_rank, local_world_size
@@ -288,12 +288,8 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=64, help="size of an all-reduce")
     parser.add_argument("--timeout", type=float, default=60, help="seconds after which an all-reduce has failed")
     options = parser.parse_args()
-    try:
-        return examine(options.directory, options.device, options.full, options.megabytes, options.timeout)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return examine(options.directory, options.device, options.full, options.megabytes, options.timeout)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -18,7 +18,7 @@ from launch.snapshot import refuse_secrets
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError
 from llama_train.config import TrainConfig
-from llama_train.slurm import SlurmConfig
+from llama_train.config.slurm import SlurmConfig
 
 SWEEPS = compose.CONFIGS / "sweep"
 

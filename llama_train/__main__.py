@@ -8,6 +8,7 @@ need none.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError, UserError
 from llama_foundation.files import not_for_everybody_to_write, publish_text
-from llama_train.agreement import agree, difference, other_command, software
+from llama_train.agreement import agree, difference, leave_together, other_command, software
 from llama_train.config import TrainConfig
 from llama_train.environment import environment_rank, local_world_size
 from llama_train.survive.lock import RunLock
@@ -37,6 +38,7 @@ MEETING_SECONDS = 600.0
 def main() -> int:
     remember_stop()
     not_for_everybody_to_write()
+    gc.disable()  # until the loop: see survive/garbage.py
     # DeepSpeed's launcher adds it to every command; LOCAL_RANK says the same.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
     sweeping = not {"-m", "--multirun"}.isdisjoint(sys.argv)
@@ -67,7 +69,9 @@ def main() -> int:
     finally:
         if "config" not in verdict and size > 1:  # refused, or only shown (--cfg, --help): nobody trains
             verdict["status"] = verdict["status"] if sys.exc_info()[0] is None else 1
-            (store or _meet()).set("verdict", json.dumps(verdict))
+            store = store or _meet()
+            store.set("verdict", json.dumps(verdict))
+            leave_together(store, rank, size)
     return verdict["status"]
 
 
@@ -127,6 +131,7 @@ def _follow(store: dist.Store, rank: int, size: int) -> int:
     store.wait(["verdict"], timedelta(seconds=MEETING_SECONDS))
     verdict = json.loads(store.get("verdict"))
     if "config" not in verdict:
+        leave_together(store, rank, size)
         return verdict["status"]
     problem = difference(software(), verdict["software"])
     if problem is not None:

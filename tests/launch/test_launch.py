@@ -38,7 +38,7 @@ def test_script_is_shell_and_hands_every_argument_on_as_it_is(tmp_path, tasks) -
     odd = ["data.shards=/a b/$(x)'`", "name=run", f"output={tmp_path}", f"cluster.slurm.tasks={tasks}"]
     job = read_job(["nodes=2000", *SETTINGS, "data.batch_size=4000", *odd[1:]])
     job.arguments.append(odd[0])
-    script = render(job, 2)
+    script = render(job, 2, [2000], None)
     assert "#SBATCH --nodes=2000\n" in script
     assert f"#SBATCH --ntasks-per-node={1 if tasks == 'node' else 2}\n" in script
     listed = script[script.index("arguments=(") : script.index("\n)\n") + 3]
@@ -54,7 +54,7 @@ def test_container_is_given_to_srun_with_the_directories_that_it_needs(tmp_path)
     options = shlex.split(container_options(job, job.train.cluster.slurm))
     assert "--container-image=/images/train.sqsh" in options
     assert f"{job.directory}:{job.directory}" in options[1]
-    script = render(job, 2)
+    script = render(job, 2, [1], None)
     assert "--wait=60 --container-image=/images/train.sqsh" in script
     assert '\n    python "${arguments[@]}"' in script and f"python={sys.executable}\n" in script
 
@@ -215,6 +215,7 @@ def test_signal_reaches_the_ranks_which_take_the_time_they_need(tmp_path) -> Non
         "    sys.stdout.write('saved\\n')\n"
         "    sys.exit(0)\n"
         "signal.signal(signal.SIGUSR1, save)\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})\n"
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
     )

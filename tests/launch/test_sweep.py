@@ -13,8 +13,8 @@ from llama_foundation.compose import compose
 from llama_foundation.errors import ConfigError
 from llama_train import __main__ as llama_train
 from llama_train.config import TrainConfig
+from llama_train.config.slurm import SlurmConfig
 from llama_train.observe.summary import objective
-from llama_train.slurm import SlurmConfig
 
 READY = sorted(path.stem for path in sweep.SWEEPS.glob("*.yaml"))
 
