@@ -175,6 +175,7 @@ def test_multirun_under_a_launcher_of_several_processes_is_refused_for_all_of_th
         def set(self, key: str, value: str) -> None:
             told[key] = json.loads(value)
 
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setattr(llama_train, "_meet", Store)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
