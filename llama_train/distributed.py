@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from llama_foundation.errors import ConfigError, RunError
 from llama_train.environment import environment_rank, launcher_keeps_store
+from llama_train.survive.flight_recorder import keep_collectives
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def distributed(device: str, store: dist.Store, timeout_seconds: float) -> Itera
                 "start at most one process per device"
             )
         torch.cuda.set_device(local_rank)
+        keep_collectives()
     # Redistributions that are part of the plan are logged as warnings by DTensor.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     timeout = timedelta(seconds=timeout_seconds)

@@ -210,7 +210,7 @@ def _read(path: Path, where: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: holds no JSON object, which DeepSpeed's configuration is")
