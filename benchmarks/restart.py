@@ -9,6 +9,7 @@ beside it. With --against both checkouts take turns, and the ratio is the other'
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -86,7 +87,7 @@ def one_restart(agent: int, run: Path, dice: random.Random) -> Restart:
     step = next(step for step in records(run, StepRecord) if step.attempt == loop.attempt)
     at_loop = loop.started_at + sum(loop.seconds.values())
     moments = [killed, gone, there, at_loop, step.ended_at]
-    seconds = [after - before for before, after in zip(moments, moments[1:], strict=False)]
+    seconds = [after - before for before, after in itertools.pairwise(moments)]
     return Restart(dict(zip(PARTS, [*seconds, step.ended_at - killed], strict=True)), loop.seconds)
 
 

@@ -56,9 +56,9 @@ class _Position:
 class Watchdog:
     """Ends this process when it stands still, or when another process of the job says that the job is over.
 
-    The loop calls `beat` when it enters a phase. If no beat comes for the deadline of the phase, all thread stacks go to
-    standard error and `run_directory/logs/stacks-rank-N.txt`, one line names the rank that the others wait for, and the
-    process ends with `RunError.exit_code`. Until the first step is over every phase has the deadline of "start".
+    The loop calls `beat` when it enters a phase. If no beat comes for the deadline of the phase, all thread stacks go
+    to standard error and `run_directory/logs/stacks-rank-N.txt`, one line names the rank that the others wait for, and
+    the process ends with `RunError.exit_code`. Until the first step is over every phase has the deadline of "start".
 
     An exception that leaves the `with` block is published, so that the others can say who failed. If it is a broken
     connection to another rank, it becomes the `RunError` of `explain_peer_failure`.
