@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llama_foundation.errors import CheckpointError
 from llama_train.checkpoint.collective import Group, broadcast_bytes, gather_everywhere, group_rank
 from llama_train.checkpoint.index import rank_file, step_name
