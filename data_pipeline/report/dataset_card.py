@@ -14,7 +14,15 @@ import yaml
 from data_pipeline.config import DataPipelineConfig, flatten
 from data_pipeline.read.rows import source_label
 from data_pipeline.report.report import megabytes, percent, token_count
-from data_pipeline.report.statistics import NO_LICENSE, UNKNOWN_LANGUAGE, StageStatistics, by_key, by_source, total
+from data_pipeline.report.statistics import (
+    NO_LICENSE,
+    OPT_OUT,
+    UNKNOWN_LANGUAGE,
+    StageStatistics,
+    by_key,
+    by_source,
+    total,
+)
 from data_pipeline.stages import STAGES, LocalStage
 from llama_foundation.files import publish_text
 
@@ -107,7 +115,9 @@ def _languages(shards: StageStatistics) -> str:
 def _licenses(shards: StageStatistics) -> str:
     rows = sorted(shards.licenses.items(), key=lambda item: -item[1][1])
     table = _table(["license", "documents", "text"], [[name, f"{n:,}", megabytes(size)] for name, (n, size) in rows])
-    return "As the records state them; nothing was checked.\n\n" + table
+    opted_out = shards.noted.get(OPT_OUT, 0)
+    told = f"\n{opted_out:,} documents state an opt-out, such as a robots rule: `opt_out` in the provenance sidecars.\n"
+    return "As the records state them; nothing was checked.\n\n" + table + told * (opted_out > 0)
 
 
 def _stages(config: DataPipelineConfig, filters: list[StageStatistics]) -> str:

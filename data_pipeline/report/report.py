@@ -11,7 +11,7 @@ from data_pipeline.config import DataPipelineConfig
 from data_pipeline.filters.measure import Rule
 from data_pipeline.read.rows import source_label
 from data_pipeline.report import charts
-from data_pipeline.report.statistics import HOST_SAMPLE, READ, StageStatistics, Tally, by_key, by_source, total
+from data_pipeline.report.statistics import HOST_SAMPLE, OPT_OUT, READ, StageStatistics, Tally, by_key, by_source, total
 from data_pipeline.stages import STAGES
 from data_pipeline.write import NAME as SHARDS
 from llama_foundation.compose import dump
@@ -73,6 +73,7 @@ def write_report(
         personal=[(name, count) for s in filters if s.stage in _PERSONAL for name, count in _by_count(s.edits)],
         contamination=contamination,
         hosts=hosts(stages),
+        opted_out=shards.noted.get(OPT_OUT, 0),
         licenses=sorted(shards.licenses.items(), key=lambda item: -item[1][1]),
     )
     publish_text(path, page)

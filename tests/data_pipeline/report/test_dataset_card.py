@@ -20,6 +20,7 @@ def stages(*more):
     shards.count(shards.kept, "web", "en-US", 890_000, 490)
     shards.count(shards.kept, "web", None, 10_000, 5)
     shards.licenses = {"mit": [490, 890_000], "none stated": [5, 10_000]}
+    shards.noted = {"shards.opt_out": 12}
     return [read, gopher, *more, shards]
 
 
@@ -61,6 +62,7 @@ def test_the_card_says_how_it_was_made_and_what_is_not_known(tmp_path):
     assert "Where `quickstart` departs from its paper:\n\n- documents of 20 words" in body
     assert "`min_words=20`" in body
     assert "| mit | 490 | 0.9 MB |" in body
+    assert "12 documents state an opt-out" in body
     assert "No stage looked for personal data" in body
     assert "language of 5 of 495 documents is unknown" in body
     assert "10 records could not be read" in body
