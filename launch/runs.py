@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from launch.attempts import STOP, newest_step, read_attempts
+from launch.attempts import STOP, finished, newest_step, read_attempts
 from llama_foundation.errors import ConfigError, RunError
 from llama_foundation.files import publish_json
 
@@ -70,9 +70,24 @@ def status(config: RunsConfig) -> int:
         how = "no end written" if attempt["status"] is None else f"status {attempt['status']}"
         steps = f"step {attempt['began_after']} to {ended}"
         print(f"attempt {number}: job {attempt['job']} on {attempt['nodes']}, {steps}, {how}")
+    print(f"state: {standing(run, rows)}")
     print(f"newest checkpoint: step {newest_step(run)}")
     print(f"last step: {_last_step(run)}")
     return 0
+
+
+def standing(run: Path, rows: list[Row]) -> str:
+    """Return where a run stands, for people to read."""
+    stopping = (run / STOP).exists()
+    for row in rows:
+        if row.active:
+            return f"job {row.job} is {row.state}" + (", and was asked to stop" if stopping else "")
+    if finished(run):
+        return "finished"
+    if stopping:
+        return "stopped on request; submit it again to go on"
+    attempts = read_attempts(run)
+    return attempts[-1].get("verdict", "its last attempt was cut off") if attempts else "has not started"
 
 
 def logs(config: RunsConfig) -> int:
@@ -143,7 +158,15 @@ def _ask(command: list[str]) -> list[Row]:
 
 def _jobs(run: Path) -> list[str]:
     path = run / JOBS
-    return json.loads(path.read_text()) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        jobs = json.loads(path.read_text())
+        if not isinstance(jobs, list) or not all(isinstance(job, str) and job.isdecimal() for job in jobs):
+            raise ValueError("not a list of job numbers")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}); remove it to forget the jobs of this run") from error
+    return jobs
 
 
 def _run(config: RunsConfig) -> Path:
@@ -165,6 +188,6 @@ def _last_step(run: Path) -> str:
             try:
                 record = json.loads(line)
                 return f"{record['step']}, loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s"
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue  # another kind of record, or the first half of a line
     return "none yet"

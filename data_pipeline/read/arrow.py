@@ -35,6 +35,7 @@ def read(piece: Piece, settings: InputConfig, rows: Rows) -> Iterator[None]:
             wanted = [name for name in dict.fromkeys(settings.columns().values()) if name in reader.schema.names]
             for batch in reader:
                 chosen = batch.select(wanted)
+                chosen.validate(full=True)  # offsets are used as they stand in the file
                 for start in range(0, chosen.num_rows, SLICE_ROWS):
                     part = chosen.slice(start, SLICE_ROWS)
                     add_rows(part, row, settings, rows)

@@ -170,6 +170,6 @@ def _number(params: dict[str, Any], field: str, kind: type, where: Path, default
     found = params.get(field)
     if found is None:
         found = default
-    if isinstance(found, bool) or not isinstance(found, int if kind is int else int | float) or not found > 0:
-        raise CheckpointError(f"{where}: {field}={found!r} must be a number above 0")
+    if isinstance(found, bool) or not isinstance(found, int if kind is int else int | float) or not 0 < found < 1e300:
+        raise CheckpointError(f"{where}: {field}={str(found)[:80]} must be a number above 0")
     return kind(found)
