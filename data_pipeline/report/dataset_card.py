@@ -13,7 +13,7 @@ import yaml
 
 from data_pipeline.config import DataPipelineConfig, flatten
 from data_pipeline.read.rows import source_label
-from data_pipeline.report.report import megabytes, percent, token_count
+from data_pipeline.report.report import megabytes, percent, together, token_count
 from data_pipeline.report.statistics import (
     NO_LICENSE,
     OPT_OUT,
@@ -204,8 +204,9 @@ def _limits(config: DataPipelineConfig, stages: list[StageStatistics]) -> str:
     bad = sum(tally[0] for tally in stages[0].reasons().values())
     lines.append(f"- {bad:,} records could not be read; `report.html` says where they are.")
     for stage in stages[:-1]:
-        for rule, documents in sorted(stage.abstained.items()):
-            lines.append(f"- The rule on `{rule}` could not judge {documents:,} documents and let them pass.")
+        for documents, rules in together(stage.abstained):
+            named = ", ".join(f"`{rule}`" for rule in rules)
+            lines.append(f"- {documents:,} documents could not be judged, and passed, by {named}.")
     deduplicated = [name for name in config.pipeline.stages if not isinstance(STAGES[name], LocalStage)]
     told = ", ".join(f"`{name}`" for name in deduplicated) or "none"
     lines.append(f"- Stages that compare documents: {told}. Copies that these do not find are still there.")

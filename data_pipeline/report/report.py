@@ -98,7 +98,7 @@ def _stage(stage: StageStatistics, rules: list[Rule], tokens_per_byte: float) ->
         "dropped": dropped,
         "is_text": stage.stage != READ,  # what could not be read may be pictures
         "edited_bytes": seen[1] - dropped[1] - kept[1],
-        "abstained": _together(stage.abstained, f"{stage.stage}."),
+        "abstained": together(stage.abstained, f"{stage.stage}."),
         "edits": _by_count(stage.edits),
         "noted": _by_count(stage.noted),
         "rules": sorted(rows, key=lambda row: -row["tally"][0]),
@@ -233,7 +233,7 @@ def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _together(counts: dict[str, int], prefix: str) -> list[tuple[int, list[str]]]:
+def together(counts: dict[str, int], prefix: str = "") -> list[tuple[int, list[str]]]:
     """Return (documents, the rules that abstained on so many), largest first: most rules abstain on the same ones."""
     rules: dict[int, list[str]] = {}
     for name, documents in sorted(counts.items()):
