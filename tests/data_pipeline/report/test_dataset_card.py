@@ -66,7 +66,9 @@ def test_the_card_says_how_it_was_made_and_what_is_not_known(tmp_path):
     assert "No stage looked for personal data" in body
     assert "language of 5 of 495 documents is unknown" in body
     assert "10 records could not be read" in body
-    assert "- 77 documents could not be judged, and passed, by `gopher_quality.stop_words`, `gopher_quality.words`." in body
+    assert (
+        "77 documents could not be judged, and passed, by `gopher_quality.stop_words`, `gopher_quality.words`" in body
+    )
     assert "Not stated" in body[body.index("## Contact") :]
     assert "Nothing was checked against benchmarks" in body
 
