@@ -8,12 +8,13 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test test-slurm chaos chaos-reduced prove prove-five prove-reduced bench lint format
+.PHONY: help setup quickstart test test-slurm test-machines chaos chaos-reduced prove prove-five prove-reduced bench lint format
 help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
 	@echo "make test-slurm  the launcher on a real SLURM that it starts here; as root, on Debian"
+	@echo "make test-machines  the launcher over ssh and doctor in networks with a bad node; as root"
 	@echo "make prove       111 layouts against one process, in float64"
 	@echo "make prove-reduced  14 of them, for CI"
 	@echo "make prove-five  all five axes at once: 32 processes, 5 GB"
@@ -43,10 +44,13 @@ quickstart: $(INSTALLED)
 	@$(VENV)/bin/python examples/quickstart.py
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not slurm" -n $(WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not slurm and not machines" -n $(WORKERS) --dist loadfile
 
 test-slurm: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slurm tests/slurm
+
+test-machines: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m machines tests/launch
 
 prove: $(INSTALLED)
 	$(VENV)/bin/python -m llama_train.prove experiment=quickstart prove.matrix=full

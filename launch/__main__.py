@@ -4,7 +4,7 @@ llama-launch local  experiment=...                       on this machine, one pr
 llama-launch slurm  cluster=... nodes=64 experiment=...  as a job that goes on until it is done; dry_run=true
 llama-launch hosts  hosts=[a,b] experiment=...           the line for every machine of a cluster without SLURM
 llama-launch sweep  sweep=learning_rate ...              several runs, here or where=slurm, and a comparison of them
-llama-launch data   cluster=... engine=array ...         llama-data as a job array
+llama-launch data   cluster=... engine=array|ray ...     llama-data as a job array, or on Ray over the nodes of a job
 llama-launch evaluate cluster=... output=FILE ...        llama-evaluate as a job
 llama-launch doctor cluster=... nodes=64 directory=DIR   whether the machines are fit; full=true: every pair of nodes
 llama-launch status run=DIR                              its jobs, its attempts, how far it is
@@ -23,7 +23,8 @@ from launch.hosts import hosts
 from launch.local import local
 from launch.slurm import slurm
 from llama_foundation import compose
-from llama_foundation.errors import ConfigError, UserError
+from llama_foundation.errors import ConfigError, exit_status
+from llama_foundation.files import not_for_everybody_to_write
 
 JOBS: dict[str, Callable[[Job], int]] = {"local": local, "slurm": slurm, "hosts": hosts}
 OTHERS = {"data": "launch.batch", "evaluate": "launch.batch", "sweep": "launch.sweep"}
@@ -33,23 +34,24 @@ RUNS: dict[str, Callable[[runs.RunsConfig], int]] = {"status": runs.status, "log
 
 def main() -> int:
     """Do what the first word says; return the exit status."""
+    not_for_everybody_to_write()
     word = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    try:
-        if word in ("-h", "--help", "help"):
-            print(__doc__, end="")
-            return 0
-        if word in JOBS:
-            return JOBS[word](read_job(sys.argv[1:]))
-        if word in RUNS:
-            return compose.main("runs", runs.RunsConfig, RUNS[word])
-        if word in OTHERS:
-            return getattr(importlib.import_module(OTHERS[word]), word)(sys.argv[1:])
-        if word == "doctor":
-            return compose.main("doctor", DoctorConfig, doctor)
-        raise ConfigError(f"llama-launch {word}: use one of {', '.join([*JOBS, *OTHERS, 'doctor', *RUNS])}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return exit_status(lambda: _do(word))
+
+
+def _do(word: str) -> int:
+    if word in ("-h", "--help", "help"):
+        print(__doc__, end="")
+        return 0
+    if word in JOBS:
+        return JOBS[word](read_job(sys.argv[1:]))
+    if word in RUNS:
+        return compose.main("runs", runs.RunsConfig, RUNS[word])
+    if word in OTHERS:
+        return getattr(importlib.import_module(OTHERS[word]), word)(sys.argv[1:])
+    if word == "doctor":
+        return compose.main("doctor", DoctorConfig, doctor)
+    raise ConfigError(f"llama-launch {word}: use one of {', '.join([*JOBS, *OTHERS, 'doctor', *RUNS])}")
 
 
 if __name__ == "__main__":

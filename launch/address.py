@@ -1,5 +1,10 @@
-"""`python -m launch.address [INTERFACE]`: the address of this machine at which the others find it."""
+"""`python -m launch.address FIRST_PORT PORT_COUNT [INTERFACE]`: where the processes of a SLURM job meet.
 
+Prints the address of this machine at which the others find it, and a port there that nobody listens on.
+"""
+
+import argparse
+import errno
 import fcntl
 import ipaddress
 import os
@@ -7,7 +12,7 @@ import socket
 import struct
 import sys
 
-from llama_foundation.errors import ConfigError, UserError
+from llama_foundation.errors import ConfigError, exit_status
 
 SIOCGIFADDR = 0x8915  # linux/sockios.h
 
@@ -59,14 +64,40 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def port_of_job(job: int, where: str, first: int, count: int) -> int:
+    """Return a port at `where` that nobody listens on: the job's own of `count`, or the next one that is free.
+
+    Raises:
+        ConfigError: all of them are taken.
+    """
+    for number in range(count):
+        port = first + (job + number) % count
+        with socket.socket(socket.AF_INET6 if ":" in where else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((where, port))
+                probe.listen()
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise ConfigError(f"{socket.gethostname()} cannot listen on {where}: {error.strerror}") from error
+            else:
+                return port
+    raise ConfigError(
+        f"{socket.gethostname()}: every port of {where} from cluster.slurm.first_port={first} to {first + count - 1} "
+        "is taken; choose another first_port, or a larger port_count"
+    )
+
+
 def main() -> int:
-    try:
-        print(address(sys.argv[1] if len(sys.argv) > 1 else None, os.environ.get("SLURM_JOB_NUM_NODES") == "1"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    parser = argparse.ArgumentParser(prog="python -m launch.address", description=__doc__.partition("\n")[0])
+    parser.add_argument("first_port", type=int)
+    parser.add_argument("port_count", type=int)
+    parser.add_argument("interface", nargs="?")
+    options = parser.parse_args()
+    where = address(options.interface, os.environ["SLURM_JOB_NUM_NODES"] == "1")
+    print(where, port_of_job(int(os.environ["SLURM_JOB_ID"]), where, options.first_port, options.port_count))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_foundation.errors import ConfigError, RunError, UserError
+from llama_foundation.errors import ConfigError, NumbersError, RunError, exit_status
 from llama_foundation.files import publish_json
 
 ATTEMPTS = "launch/attempts.json"
@@ -83,13 +83,15 @@ def verdict(run: Path, job: str, status: int, limit: int) -> tuple[bool, str]:
 
     Args:
         status: of the ranks. 0: the run is finished or was asked to stop; 2: a setting or a file is wrong, and would be
-            the next time; anything else may be the machine's fault.
+            the next time; 4: bad numbers, and so would they; anything else may be the machine's fault.
     """
     step = newest_step(run)
-    if status == 0 and _finished(run):
+    if status == 0 and finished(run):
         return False, f"finished after step {step}"
     if (run / STOP).exists():
         return False, f"stopped by llama-launch stop after step {step}; submit it again to go on"
+    if status == NumbersError.exit_code:
+        return False, "not queued again: the numbers of the run are bad (status 4), and would be the next time"
     if status == ConfigError.exit_code:
         return False, "not queued again: a setting or a file is wrong (status 2), and would be the next time"
     tried = without_progress(read_attempts(run), job, step)
@@ -101,15 +103,15 @@ def verdict(run: Path, job: str, status: int, limit: int) -> tuple[bool, str]:
 
 def end(run: Path, job: str, status: int, limit: int, requeue: bool) -> None:
     """Write down how the attempt ended, and queue the job again where the run shall go on."""
-    attempts = read_attempts(run)
-    if attempts and attempts[-1]["job"] == job:
-        attempts[-1] |= {"status": status, "ended_after": newest_step(run)}
-        publish_json(run / ATTEMPTS, attempts)
     again, why = verdict(run, job, status, limit)
     if again and not requeue:
         again, why = False, f"{why} when it is submitted again (cluster.slurm.requeue=false)"
     if again and (state := job_state(job)) != "RUNNING":  # a cancelled job could be requeued, and would come back
         again, why = False, f"not queued again: SLURM says that job {job} is {state}"
+    attempts = read_attempts(run)
+    if attempts and attempts[-1]["job"] == job:
+        attempts[-1] |= {"status": status, "ended_after": newest_step(run), "verdict": why}
+        publish_json(run / ATTEMPTS, attempts)
     print(f"{run}: {why}", flush=True)
     if again:
         subprocess.run(["scontrol", "requeue", job], check=True)
@@ -122,7 +124,8 @@ def job_state(job: str) -> str:
     return found[1] if found else "unknown to scontrol"
 
 
-def _finished(run: Path) -> bool:
+def finished(run: Path) -> bool:
+    """Whether the last step of a run is done."""
     try:
         return bool(json.loads((run / "summary.json").read_text())["finished"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -138,16 +141,12 @@ def main() -> int:
     parser.add_argument("--no-requeue", action="store_true")
     options = parser.parse_args()
     job = os.environ["SLURM_JOB_ID"]
-    try:
-        if options.when == "begin":
-            begin(options.run, job, os.environ.get("SLURM_JOB_NODELIST", ""), options.limit)
-        else:
-            end(options.run, job, options.status, options.limit, not options.no_requeue)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    if options.when == "begin":
+        begin(options.run, job, os.environ.get("SLURM_JOB_NODELIST", ""), options.limit)
+    else:
+        end(options.run, job, options.status, options.limit, not options.no_requeue)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -1,7 +1,7 @@
 """`llama-launch data` and `llama-launch evaluate`: llama-data and llama-evaluate as SLURM jobs.
 
-The pipeline runs as a job array of workers that share the output directory. Neither decides about requeueing: what is
-finished is kept, and a job that starts again goes on.
+The pipeline runs as a job array of workers that share the output directory, or as one job on a Ray cluster of its own.
+None of them decides about requeueing: what is finished is kept, and a job that starts again goes on.
 """
 
 from dataclasses import dataclass, field
@@ -16,12 +16,14 @@ from llama_foundation.files import publish_text
 from llama_train.config import ClusterConfig
 from llama_train.evaluate.__main__ import EvaluateConfig
 
+TEMPLATES = {EngineName.array: "data-array.sbatch", EngineName.ray: "data.sbatch"}
+
 
 @dataclass
 class BatchConfig:
     """Where the command runs; everything else on the command line is its own."""
 
-    nodes: int = 1  # array: workers of one node each
+    nodes: int = 1  # array: workers of one node each; ray: of one cluster
     dry_run: bool = False
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
@@ -35,17 +37,25 @@ def data(arguments: list[str]) -> int:
     """Submit llama-data.
 
     Raises:
-        ConfigError: a setting is wrong, the engine is one of a single machine, or SLURM refuses the job.
+        ConfigError: a setting is wrong, the engine is of one machine, or SLURM refuses the job.
     """
     batch, others = _read(arguments)
     pipeline = compose.compose("data", DataPipelineConfig, others)
-    if pipeline.engine.name is not EngineName.array:
-        raise ConfigError(f"engine={pipeline.engine.name.value}: a job array needs engine=array")
+    if pipeline.engine.name not in TEMPLATES:
+        raise ConfigError(
+            f"engine={pipeline.engine.name.value}: use {' or '.join(f'engine={e.value}' for e in TEMPLATES)}"
+        )
+    if pipeline.engine.address:
+        raise ConfigError(
+            f"engine.address={pipeline.engine.address}: the job starts a Ray cluster of its own; leave it out"
+        )
     if not pipeline.output:
         raise ConfigError("output: not set; give the directory that all nodes share: output=DIR")
     output = Path(pipeline.output).absolute()
     others = [each for each in others if each.partition("=")[0] != "output"]
-    return _submit(batch, "data-array.sbatch", output.with_name(f"{output.name}-jobs"), [*others, f"output={output}"])
+    return _submit(
+        batch, TEMPLATES[pipeline.engine.name], output.with_name(f"{output.name}-jobs"), [*others, f"output={output}"]
+    )
 
 
 def evaluate(arguments: list[str]) -> int:

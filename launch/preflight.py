@@ -7,13 +7,14 @@ compared by llama-train itself.
 import argparse
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
 from pathlib import Path
 
 from launch.gpus import gpu_facts
-from llama_foundation.errors import ConfigError, RunError, UserError
+from llama_foundation.errors import ConfigError, RunError, exit_status
 
 FEWEST_FREE_BYTES = 1 << 30  # logs, metrics and a small checkpoint; assumed
 MOST_SKEW_SECONDS = 10.0  # between this node and the file server; assumed
@@ -54,19 +55,16 @@ def preflight(run: Path, gpus: int) -> list[str]:
 
 
 def main() -> int:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asked to stop: `attempts begin` will see it
     parser = argparse.ArgumentParser(prog="python -m launch.preflight", description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--gpus", type=int, default=0)
     options = parser.parse_args()
     os.umask(0o022)
-    try:
-        for warning in preflight(options.run, options.gpus):
-            print(f"warning: {warning}", file=sys.stderr)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for warning in preflight(options.run, options.gpus):
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

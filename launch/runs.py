@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from launch.attempts import STOP, newest_step, read_attempts
+from launch.attempts import STOP, finished, newest_step, read_attempts
 from llama_foundation.errors import ConfigError, RunError
 from llama_foundation.files import publish_json
 
@@ -70,9 +70,24 @@ def status(config: RunsConfig) -> int:
         how = "no end written" if attempt["status"] is None else f"status {attempt['status']}"
         steps = f"step {attempt['began_after']} to {ended}"
         print(f"attempt {number}: job {attempt['job']} on {attempt['nodes']}, {steps}, {how}")
+    print(f"state: {standing(run, rows)}")
     print(f"newest checkpoint: step {newest_step(run)}")
     print(f"last step: {_last_step(run)}")
     return 0
+
+
+def standing(run: Path, rows: list[Row]) -> str:
+    """Return where a run stands, for people to read."""
+    stopping = (run / STOP).exists()
+    for row in rows:
+        if row.active:
+            return f"job {row.job} is {row.state}" + (", and was asked to stop" if stopping else "")
+    if finished(run):
+        return "finished"
+    if stopping:
+        return "stopped on request; submit it again to go on"
+    attempts = read_attempts(run)
+    return attempts[-1].get("verdict", "its last attempt was cut off") if attempts else "has not started"
 
 
 def logs(config: RunsConfig) -> int:

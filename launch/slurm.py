@@ -1,5 +1,6 @@
 """`llama-launch slurm`: render slurm/train.sbatch for a job, keep a snapshot, submit it."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -14,13 +15,14 @@ import jinja2
 from launch.attempts import STOP
 from launch.config import Job, check_processes
 from launch.runs import active_jobs, record_job
-from launch.snapshot import refuse_secrets, snapshot
+from launch.snapshot import copy_code, new_directory, refuse_secrets, snapshot
 from llama_foundation.errors import ConfigError, RunError
 from llama_train.config import ClusterConfig
-from llama_train.slurm import SlurmConfig, Tasks
+from llama_train.config.slurm import SlurmConfig, Tasks
 
 _PACKAGED = Path(__file__).parent / "templates"
-TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "slurm"
+CHECKOUT = Path(__file__).parents[1]
+TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else CHECKOUT / "slurm"
 """Where the sbatch files are: inside the installed wheel, or at the top of a checkout."""
 
 
@@ -33,20 +35,20 @@ def slurm(job: Job) -> int:
     """
     refuse_secrets(job.arguments)
     count = processes_on_a_node(job)
-    for nodes in sorted(set(job.launch.node_range())):
-        check_processes(job.train, nodes, count)
+    counts = node_counts(job, count)
     if "\n" in str(job.directory) or re.search(r"[\s%'\"\\$`]", str(job.directory)):
         raise ConfigError(
             f"output/name={job.directory}: SLURM's log file cannot have such a name; use plain characters"
         )
-    script = render(job, count)
     if job.launch.dry_run:
-        print(script, end="")
+        print(render(job, count, counts, None), end="")
         return 0
     require_slurm()
     refuse_second_job(job.directory)
     prepare_directory(job.directory)
-    kept = snapshot(job.directory, job.train, script, Path(__file__).parent)
+    kept = new_directory(job.directory)
+    code = copy_code(CHECKOUT, kept / "code") if job.train.cluster.slurm.copy_code else None
+    snapshot(kept, job.train, render(job, count, counts, code), CHECKOUT)
     number = submit(kept / "train.sbatch", job.train.cluster.slurm)
     record_job(job.directory, number)
     print(f"job {number}: {job.launch.nodes} nodes with {count} processes each")
@@ -54,6 +56,23 @@ def slurm(job: Job) -> int:
     for command, what in (("status", "where it is"), ("logs", "what it prints"), ("stop", "checkpoint, and end")):
         print(f"llama-launch {command:6} run={job.directory}    # {what}")
     return 0
+
+
+def node_counts(job: Job, processes_per_node: int) -> list[int]:
+    """Return how many of the nodes asked for the configuration can use, ascending: the least, the most, and between.
+
+    Raises:
+        ConfigError: it cannot use the least or the most.
+    """
+    low, high = job.launch.node_range()
+    for nodes in sorted({low, high}):
+        check_processes(job.train, nodes, processes_per_node)
+    between = []
+    for nodes in range(low + 1, high):
+        with contextlib.suppress(ConfigError):
+            check_processes(job.train, nodes, processes_per_node)
+            between.append(nodes)
+    return sorted({low, *between, high})
 
 
 def refuse_second_job(run: Path) -> None:
@@ -106,14 +125,21 @@ def processes_on_a_node(job: Job) -> int:
     return count
 
 
-def render(job: Job, processes_per_node: int) -> str:
-    """Return the batch script of a job."""
+def render(job: Job, processes_per_node: int, counts: list[int], code: Path | None) -> str:
+    """Return the batch script of a job.
+
+    Args:
+        counts: of `node_counts`.
+        code: the copy that the nodes run; None: what they find in the working directory or have installed.
+    """
     settings = job.train.cluster.slurm
     return render_template(
         "train.sbatch",
         job.train.cluster,
         name=re.sub(r"[^\w.=,-]", "-", job.train.name),
         nodes=job.launch.nodes,
+        node_counts=counts,
+        code=code or "",
         processes_per_node=processes_per_node,
         tasks=settings.tasks.name,
         tasks_per_node=1 if settings.tasks is Tasks.node else processes_per_node,
@@ -217,8 +243,8 @@ def _environment() -> dict[str, str]:
 
 def _about(words: str, settings: SlurmConfig) -> str:
     known = {
-        "partition": ("partition", "sinfo lists the partitions"),
         "account": ("account", "sacctmgr show associations user=$USER lists yours"),
+        "partition": ("partition", "sinfo lists the partitions"),
         "qos": ("qos", "sacctmgr show qos lists them"),
         "time limit": ("time", "sinfo -o '%P %l' shows the limits"),
         "generic resource": ("gpus_per_node", "sinfo -o '%P %G' shows what nodes have"),

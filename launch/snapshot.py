@@ -20,6 +20,9 @@ ENVIRONMENT = re.compile(
 )
 """The variables that are kept. A list of what may be kept, because nobody knows all the names of secrets."""
 SECRET = re.compile(r"(?i)(key|token|secret|passw|credential|auth)")
+PACKAGES = ("configs", "data_pipeline", "launch", "llama_foundation", "llama_train", "slurm")
+"""What of a checkout is run."""
+MOST_CODE_BYTES = 64 << 20
 _SHORTEST_SECRET = 8  # characters; shorter values would hide half of every text
 
 
@@ -50,14 +53,52 @@ def refuse_secrets(arguments: list[str], environment: Mapping[str, str] = os.env
             )
 
 
-def snapshot(run: Path, train: TrainConfig, script: str, code: Path) -> Path:
-    """Write what this start of `run` consists of into RUN/launch/TIME/ and return that directory.
+def new_directory(run: Path) -> Path:
+    """Return RUN/launch/TIME, where a start of `run` is kept."""
+    return run / "launch" / datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def copy_code(checkout: Path, target: Path, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Copy the packages of a checkout as they are now, also what is not committed, but not what git ignores.
+
+    Returns:
+        `target`; None where there is no checkout: an installed wheel changes only when somebody installs another.
+
+    Raises:
+        ConfigError: they have more than `MOST_CODE_BYTES`, or a file holds a secret of the environment.
+    """
+    listed = _git(checkout, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES)
+    paths = [checkout / name for name in sorted(set(listed.split("\0"))) if name and (checkout / name).is_file()]
+    if not paths:
+        return None
+    sizes = {path: path.stat().st_size for path in paths}
+    if sum(sizes.values()) > MOST_CODE_BYTES:
+        largest = max(paths, key=sizes.__getitem__)
+        raise ConfigError(
+            f"{checkout}: the code to copy has {sum(sizes.values()) >> 20} MiB, more than {MOST_CODE_BYTES >> 20}; "
+            f"move what is no code elsewhere (the largest is {largest}), or set cluster.slurm.copy_code=false"
+        )
+    hidden = [value.encode() for value in secrets(environment)]
+    for path in paths:
+        content = path.read_bytes()
+        if any(value in content for value in hidden):
+            raise ConfigError(
+                f"{path} holds the value of a secret of the environment, and would be copied into the run directory; "
+                "take it out"
+            )
+        copy = target / path.relative_to(checkout)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+    return target
+
+
+def snapshot(directory: Path, train: TrainConfig, script: str, code: Path) -> None:
+    """Write what a start of a run consists of into `directory`.
 
     Args:
         script: what was or will be submitted.
         code: a directory in the checkout whose revision is asked; an installed wheel has none, and its version counts.
     """
-    directory = run / "launch" / datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     publish_text(directory / "train.sbatch", script)
     publish_text(directory / "config.yaml", compose.dump(train))
     publish_json(directory / "environment.json", kept_environment(os.environ))
@@ -76,7 +117,6 @@ def snapshot(run: Path, train: TrainConfig, script: str, code: Path) -> Path:
         "directory": str(Path.cwd()),
     }
     publish_json(directory / "code.json", about)
-    return directory
 
 
 def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -2,43 +2,45 @@
 
 It is torchrun's own agent (torch.distributed.launcher), with three differences. The place where all meet listens on
 one address instead of on every interface. A signal is handed to the ranks, which write a checkpoint and leave in
-their own time; torchrun would give them 30 s. And what the ranks have said themselves is not repeated in a traceback:
-the exit status is that of the first rank that failed.
+their own time; torchrun would give them 30 s. SIGUSR1 is held back until they are ready for it. And what the ranks have
+said themselves is not repeated in a traceback: the exit status is that of the first rank that failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from llama_foundation.errors import UserError
+from llama_foundation.errors import exit_status
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 MEETING_SECONDS = 600
 """How long a node waits for the others; nodes of a large job do not start at the same moment."""
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
 
 def main() -> int:
-    for number in FORWARDED:  # first of all: by default these would end the agent and leave its ranks behind
+    # First of all: by default these would end the agent and leave its ranks behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # the ranks inherit it (launch/hold.py)
+    threading.Thread(target=_hand_on_warnings, daemon=True).start()
+    for number in FORWARDED:
         signal.signal(number, _forward)
     options = _options()
     if options.processes > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        return run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run(options)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -115,6 +117,20 @@ def _status(failure: ProcessFailure) -> int:
     return 128 - failure.exitcode
 
 
+def _hand_on_warnings() -> None:
+    """Hand every SIGUSR1 to the ranks, as soon as there are any.
+
+    In a step of SLURM ranks that ran already have got it; a second one means nothing to them.
+    """
+    while True:
+        signal.sigwait({signal.SIGUSR1})
+        while not (ranks := list(_ranks())):
+            time.sleep(0.1)
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+
+
 def _forward(number: int, frame: FrameType | None) -> None:
     """Hand a signal to the ranks; without any (not yet started) it ends this process as usual.
 
@@ -153,4 +169,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

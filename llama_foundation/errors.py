@@ -4,6 +4,9 @@ Every message names the setting or file, its value, what is allowed and what to 
 without a traceback and exit with `exit_code`. Broken invariants of our own are plain asserts instead.
 """
 
+import sys
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """Something outside the program is wrong, and the message says how to mend it."""
@@ -24,6 +27,21 @@ class CheckpointError(UserError):
 
 
 class RunError(UserError):
-    """A run cannot go on: its directory is in use, its numbers are not finite, or one of its ranks died."""
+    """A run cannot go on: its directory is in use, one of its ranks died, or a machine is not fit."""
 
     exit_code = 3
+
+
+class NumbersError(RunError):
+    """The numbers of a run are bad, and the same command on the same data would come to them again."""
+
+    exit_code = 4
+
+
+def exit_status(program: Callable[[], int | None]) -> int:
+    """Run `program` and return its exit status; of a user error the message is printed, and its own status returned."""
+    try:
+        return program() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code

@@ -13,11 +13,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from data_pipeline.shards.reader import ShardRoot, open_root
-from data_pipeline.tokenize import load_tokenizer
 from llama_foundation.errors import CheckpointError, DataError
 from llama_foundation.files import publish_text
 from llama_train.checkpoint.collective import broadcast_bytes, gather_everywhere
-from llama_train.checkpoint.load import open_weights
 from llama_train.checkpoint.restore import Checkpoint, newest_good, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.checkpoint.stored_chunk import DamagedError
@@ -80,6 +78,8 @@ class Run:
         check_vocabulary(self.shards, self.config.model.vocab_size, state.get("tokenizer"))
         check_validation(self.shards, self.config.data, self.config.validation.batches)
         if load_tasks(self.config.validation):
+            from data_pipeline.tokenize import load_tokenizer  # late, as below: few starts need it
+
             load_tokenizer(self.shards.tokenizer_path)
         if self.checkpoint is None:
             return
@@ -129,6 +129,8 @@ class Run:
         if self.passed_over:
             raise CheckpointError(f"{self.directory}: no checkpoint is good: {'; '.join(self.passed_over)}")
         if self.config.checkpoint.init_from is not None:
+            from llama_train.checkpoint.load import open_weights
+
             source = open_weights(Path(self.config.checkpoint.init_from), group=self.world.background)
             made_with = source.state.get("tokenizer") if isinstance(source, Checkpoint) else None
             check_vocabulary(self.shards, self.config.model.vocab_size, made_with)

@@ -19,7 +19,7 @@ from llama_foundation.errors import ConfigError, RunError
 LOOPBACK = "127.0.0.1"
 
 _TRIES = 5  # of a task whose worker or machine dies
-_OBJECT_STORE_BYTES = 80 * 1024 * 1024  # of a cluster that is started here: only tasks and answers pass through it
+OBJECT_STORE_BYTES = 80 * 1024 * 1024  # of a cluster that is started here: only tasks and answers pass through it
 
 
 class RayEngine:
@@ -42,7 +42,7 @@ class RayEngine:
         except ImportError as error:
             raise ConfigError("engine=ray needs Ray: pip install 'llama-train[ray]'; or use engine=local") from error
         self._ray = ray
-        own: dict[str, Any] = {"_node_ip_address": LOOPBACK, "object_store_memory": _OBJECT_STORE_BYTES}
+        own: dict[str, Any] = {"_node_ip_address": LOOPBACK, "object_store_memory": OBJECT_STORE_BYTES}
         own |= {"num_cpus": workers or len(os.sched_getaffinity(0)), "include_dashboard": False}
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from data_pipeline.engines.memory import keep_freed_memory
 from data_pipeline.report.statistics import StageStatistics
 from llama_foundation.errors import DataError, RunError
 from llama_foundation.files import checksum, publish, publish_json
@@ -165,6 +166,7 @@ def perform_task(function: TaskFunction, folder: Path, task: Task) -> Commit:
     Raises:
         RunError: the disk is full, or cannot be written or read.
     """
+    keep_freed_memory()
     started = time.process_time_ns()
     try:
         commit = function(folder, task)

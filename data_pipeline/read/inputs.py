@@ -19,6 +19,7 @@ SUFFIXES = {
     ".arrow": (),
     ".warc": (".gz",),
     ".wet": (".gz",),
+    ".wat": (".gz",),
 }
 """Suffix of a format -> the compressions that may stand behind it."""
 

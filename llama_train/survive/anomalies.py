@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from llama_foundation.errors import RunError
+from llama_foundation.errors import NumbersError, RunError
 from llama_foundation.files import publish_text
 from llama_train.config import OnNonFinite, OnSpike, SurviveConfig
 from llama_train.data.order import TokenOrder
@@ -82,6 +82,7 @@ def describe_refused(
     anomalies: Anomalies,
     documents: Sequence[DocumentPlace],
     last_checkpoint: Path | None,
+    again: tuple[float, float],
 ) -> RunError:
     """Return the error that ends a run whose update was refused.
 
@@ -89,7 +90,13 @@ def describe_refused(
         step: the step that failed, counted from 1; the weights are still those of the step before.
         documents: those that the step's batch was made of.
         last_checkpoint: the newest complete one.
+        again: loss and gradient norm of the step computed once more.
+
+    Returns:
+        A `NumbersError`, with which a job is not tried again; of numbers that were finite the second time a plain
+        `RunError`, because the machine is at fault, and another one may do better.
     """
+    machine = not refused.finite and all(map(math.isfinite, again))
     lines = [
         f"step {step}: loss={refused.loss}, grad_norm={refused.grad_norm}; "
         "the weights were left as they were before this step",
@@ -109,7 +116,7 @@ def describe_refused(
             f"last good checkpoint: {last_checkpoint}; the same command resumes from it and, on the same data, "
             "comes here again: lower optimizer.learning_rate, leave the documents out, or set survive.non_finite=skip"
         )
-    return RunError("\n".join(lines))
+    return (RunError if machine else NumbersError)("\n".join(lines))
 
 
 def jumped_over(

@@ -1,5 +1,6 @@
 """Asked to stop: finish the step, write a checkpoint, leave."""
 
+import atexit
 import os
 import signal
 import time
@@ -17,9 +18,12 @@ _remembered: list[str] = []
 def remember_stop() -> None:
     """From now on SIGUSR1 does not kill this process: one that comes before the run begins stops it at its first step.
 
-    SLURM warns a job ahead of its time limit whatever its ranks are doing, and by default the signal is deadly.
+    SLURM warns a job ahead of its time limit whatever its ranks are doing, and by default the signal is deadly. The
+    launcher holds it back until here (launch/hold.py), and from the last line of Python on it is ignored.
     """
     signal.signal(signal.SIGUSR1, lambda number, frame: _remembered.append(signal.Signals(number).name))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)
 
 
 class StopRequest:

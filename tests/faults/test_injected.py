@@ -194,6 +194,11 @@ SPIKES = [
 ]
 
 
+def test_bad_numbers_end_a_run_with_a_status_of_its_own(tiny: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert train_here([*tiny, *SPIKES, "survive.spike=skip", "survive.most_interventions=0"]) == 4
+    assert "survive.most_interventions=0 updates skipped and rewinds are used up" in capsys.readouterr().err
+
+
 def test_a_spike_is_jumped_over_by_an_amendment(tiny: list[str], tmp_path: Path) -> None:
     overrides = [*tiny, *SPIKES, "survive.spike=rewind", "survive.most_interventions=1"]
     train_here(overrides)

@@ -38,7 +38,7 @@ def test_script_is_shell_and_hands_every_argument_on_as_it_is(tmp_path, tasks) -
     odd = ["data.shards=/a b/$(x)'`", "name=run", f"output={tmp_path}", f"cluster.slurm.tasks={tasks}"]
     job = read_job(["nodes=2000", *SETTINGS, "data.batch_size=4000", *odd[1:]])
     job.arguments.append(odd[0])
-    script = render(job, 2)
+    script = render(job, 2, [2000], None)
     assert "#SBATCH --nodes=2000\n" in script
     assert f"#SBATCH --ntasks-per-node={1 if tasks == 'node' else 2}\n" in script
     listed = script[script.index("arguments=(") : script.index("\n)\n") + 3]
@@ -54,7 +54,7 @@ def test_container_is_given_to_srun_with_the_directories_that_it_needs(tmp_path)
     options = shlex.split(container_options(job, job.train.cluster.slurm))
     assert "--container-image=/images/train.sqsh" in options
     assert f"{job.directory}:{job.directory}" in options[1]
-    script = render(job, 2)
+    script = render(job, 2, [1], None)
     assert "--wait=60 --container-image=/images/train.sqsh" in script
     assert '\n    python "${arguments[@]}"' in script and f"python={sys.executable}\n" in script
 
@@ -87,6 +87,12 @@ def test_bad_input_is_one_line_that_names_it(monkeypatch, capsys, tmp_path, argu
     said = capsys.readouterr().err
     assert words in said and said.startswith("error: ") and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hosts_talk_through_the_interface_asked_for(monkeypatch, capsys) -> None:
+    assert called(monkeypatch, "hosts", *SETTINGS, "hosts=[a,b]", "processes_per_node=2", "cluster.interface=ib0") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert all(" && NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0 " in line for line in lines) and len(lines) == 2
 
 
 def test_hosts_prints_a_line_for_every_machine(monkeypatch, capsys) -> None:
@@ -209,6 +215,7 @@ def test_signal_reaches_the_ranks_which_take_the_time_they_need(tmp_path) -> Non
         "    sys.stdout.write('saved\\n')\n"
         "    sys.exit(0)\n"
         "signal.signal(signal.SIGUSR1, save)\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})\n"
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -263,3 +270,17 @@ def test_clock_far_from_the_file_servers_is_a_warning(monkeypatch, tmp_path) -> 
     monkeypatch.setattr(preflight.time, "time", lambda: now - 60)
     [warning] = preflight.preflight(tmp_path, 0)
     assert "-60 s off" in warning
+
+
+@pytest.mark.parametrize(
+    "arguments", [["launch", "status", "run=/nowhere"], ["llama_train", "steps=0", "data.shards=x"]]
+)
+def test_what_is_made_cannot_be_written_by_every_user_under_any_umask(tmp_path, arguments) -> None:
+    """Of a file that the process makes as its last act."""
+    made = tmp_path / "made"
+    program = (
+        f"import atexit, pathlib, runpy; atexit.register(pathlib.Path({str(made)!r}).touch)\n"
+        f"runpy.run_module({arguments[0]!r}, run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-c", program, *arguments[1:]], umask=0, capture_output=True, cwd=ROOT)
+    assert made.stat().st_mode & 0o007 == 0o004

@@ -38,10 +38,10 @@ def settings(shards: Path, tmp_path: Path) -> list[str]:
 def launch(slurm: Cluster) -> Callable[..., subprocess.CompletedProcess]:
     """Run llama-launch as a user of the test cluster does."""
 
-    def run(*arguments: str, secret: str | None = None) -> subprocess.CompletedProcess:
-        environment = slurm.environment | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    def run(*arguments: str, secret: str | None = None, checkout: Path = ROOT) -> subprocess.CompletedProcess:
+        environment = slurm.environment | {"PYTHONPATH": str(checkout), "WANDB_MODE": "disabled"}
         environment |= {"WANDB_API_KEY": secret} if secret else {}
         command = [sys.executable, "-m", "launch", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=checkout)
 
     return run

@@ -74,6 +74,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePass={directory}/munge.sock
 AccountingStoragePort={port}
+AccountingStorageEnforce=associations
 """
 DATABASE_DAEMON = """\
 AuthType=auth/munge
@@ -142,6 +143,16 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         return os.environ | {"SLURM_CONF": str(self.directory / "slurm.conf"), "OMP_NUM_THREADS": "1"}
 
+    @property
+    def unshared(self) -> Path:
+        """A directory of the login node that the nodes do not see."""
+        return self.directory / "unshared"
+
+    @property
+    def half_shared(self) -> Path:
+        """A directory that all but the last node see."""
+        return self.directory / "half-shared"
+
     def run(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess:
         """Run a command of SLURM, or one that calls some."""
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout)
@@ -160,8 +171,11 @@ class Cluster:
         # its own name first: that is what it calls itself
         hosts.write_text(f"127.0.0.1 {name}\n{Path('/etc/hosts').read_text()}\n127.0.0.1 {names}\n")
         (self.directory / "spool" / name).mkdir(parents=True, exist_ok=True)
+        hidden = [self.unshared, *([self.half_shared] if number == self.nodes else [])]
         inside = (
-            f"hostname {name}; mount --bind {hosts} /etc/hosts; echo {number * 3000} > /proc/sys/kernel/ns_last_pid; "
+            f"hostname {name}; mount --bind {hosts} /etc/hosts; "
+            f"for each in {' '.join(map(str, hidden))}; do mount -t tmpfs -o ro none $each; done; "
+            f"echo {number * 3000} > /proc/sys/kernel/ns_last_pid; "
             f"slurmd -D -N {name} -f {self.directory}/slurm.conf & trap 'kill $!' TERM; wait $!; wait $!"
         )
         namespaces = ["unshare", "-u", "-m", "-p", "-f", "--kill-child=KILL", "--mount-proc"]
@@ -223,7 +237,7 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str, strict:
 def cluster(directory: Path, nodes: int, accounting: bool = False) -> Iterator[Cluster]:
     """Start a cluster of nodes n1, n2, ... in `directory` and end it afterwards."""
     here = Cluster(directory, nodes, _free_ports(nodes + 4), accounting)
-    for part in ("state", "spool", "log"):
+    for part in ("state", "spool", "log", here.unshared.name, here.half_shared.name):
         (directory / part).mkdir(parents=True, exist_ok=True)
     try:
         _start(here)

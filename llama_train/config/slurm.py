@@ -32,6 +32,7 @@ class SlurmConfig:
     tasks: Tasks = Tasks.node
     setup: list[str] = field(default_factory=list)  # shell lines that run first: module load, source venv/bin/activate
     python: str | None = None  # interpreter on the nodes; null: the one that runs the launcher
+    copy_code: bool = True  # the job runs a copy made at submission; false: what is in the working directory by then
     container_image: str | None = None  # for the pyxis plugin of srun
     container_python: str = "python"  # interpreter in the image, which has this project and its dependencies
     container_mounts: list[str] = field(
