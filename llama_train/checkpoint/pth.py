@@ -211,7 +211,8 @@ def _check_archive(path: Path, allowed: Set[str]) -> dict[int, int]:
                     )
             elif operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
                 raise CheckpointError(f"{path}: names classes in a way ({operation.name}) that torch.save does not")
-        if any(begin + held > path.stat().st_size for begin, held in sizes.items()):
+        size = path.stat().st_size
+        if any(begin + held > size for begin, held in sizes.items()):
             raise CheckpointError(f"{path}: truncated: an entry of its archive ends behind it")
         return sizes
     except OSError as error:
