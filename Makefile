@@ -8,17 +8,19 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test test-slurm chaos chaos-reduced prove prove-five prove-reduced bench lint format
+.PHONY: help setup quickstart test test-slurm test-machines chaos chaos-reduced prove prove-five prove-reduced fuzz bench lint format
 help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
 	@echo "make test        the default test suite (WORKERS=4: in four processes)"
 	@echo "make test-slurm  the launcher on a real SLURM that it starts here; as root, on Debian"
+	@echo "make test-machines  the launcher over ssh and doctor in networks with a bad node; as root"
 	@echo "make prove       111 layouts against one process, in float64"
 	@echo "make prove-reduced  14 of them, for CI"
 	@echo "make prove-five  all five axes at once: 32 processes, 5 GB"
 	@echo "make chaos       50 kills of random ranks in one run, and every other fault; nothing may be lost"
 	@echo "make chaos-reduced  5 kills and a torn checkpoint, for CI"
+	@echo "make fuzz        every file parser with 1,000 changed files each"
 	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
@@ -43,10 +45,13 @@ quickstart: $(INSTALLED)
 	@$(VENV)/bin/python examples/quickstart.py
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not slurm" -n $(WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not slurm and not machines" -n $(WORKERS) --dist loadfile
 
 test-slurm: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slurm tests/slurm
+
+test-machines: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m machines tests/launch
 
 prove: $(INSTALLED)
 	$(VENV)/bin/python -m llama_train.prove experiment=quickstart prove.matrix=full
@@ -60,6 +65,9 @@ prove-reduced: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	$(VENV)/bin/python -m tests.faults.chaos --kills 50
+
+fuzz: $(INSTALLED)
+	$(VENV)/bin/python -m pytest tests/faults/test_fuzz*.py --hypothesis-profile=long --timeout=1800
 
 chaos-reduced: $(INSTALLED)
 	$(VENV)/bin/python -m tests.faults.chaos --kills 5 --reduced

@@ -34,7 +34,7 @@ RATES = (0.01, 0.02, 0.03, 0.05, 0.08)
 BLOCK_BYTES = 32 * 1024 * 1024
 FINEWEB = {"bands": 14, "rows": 8}
 CANDIDATES = {**FINEWEB, "min_jaccard": 0, "fold_digits": True}  # nothing verified, digits as datatrove has them
-STAGES = ("url_dedup", "exact_dedup", "line_dedup", "minhash_dedup")
+STAGES = ("url_dedup", "exact_dedup", "line_dedup", "substring_dedup", "minhash_dedup")
 
 
 class PeerError(Exception):

@@ -33,6 +33,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from data_pipeline import phases
 from data_pipeline.config import InputConfig, PipelineConfig
+from data_pipeline.engines.memory import keep_freed_memory
 from data_pipeline.engines.work import Block, Commit, Task
 from data_pipeline.filters.c4 import C4
 from data_pipeline.filters.fineweb import FineWeb
@@ -228,6 +229,7 @@ def main() -> int:
     parser.add_argument("--datatrove-python", help="an interpreter that has datatrove")
     parser.add_argument("--datatrove-megabytes", type=float, default=4.0)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as every worker does
     if arguments.measure:
         read_and_filter(arguments.file)  # compiles the kernels
         seconds, _ = read_and_filter(arguments.measure)

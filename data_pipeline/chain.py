@@ -74,7 +74,7 @@ class Chain:
         """Leave a note for `llama-data status`."""
         note = {"name": name, "place": self._phases, "tasks": tasks, "settings": self.settings}
         path = folder / NOTE
-        if not path.exists() or json.loads(path.read_bytes()) != note:
+        if read_note(folder) != note:
             try:
                 publish_json(path, note)
             except OSError as error:
@@ -83,6 +83,16 @@ class Chain:
     def folder(self, name: str) -> Path:
         """Return where the phase that was begun last keeps its files."""
         return self.work / f"{name}-{self._fingerprint[:16]}"
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return what a phase's folder says about itself; nothing where that cannot be read."""
+    try:
+        note = json.loads((folder / NOTE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    kinds = {"name": str, "place": int, "tasks": int, "settings": str}
+    return note if isinstance(note, dict) and {key: type(value) for key, value in note.items()} == kinds else {}
 
 
 def settings_key(settings: Any) -> str:

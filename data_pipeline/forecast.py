@@ -16,11 +16,10 @@ neither.
 
 import copy
 import json
-import resource
 import shutil
 import sys
 import tempfile
-import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from math import log
 from pathlib import Path
@@ -30,12 +29,12 @@ import xxhash
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.chain import ROWS_PER_BUCKET, Chain
+from data_pipeline.chain import ROWS_PER_BUCKET
 from data_pipeline.config import MEBIBYTE, DataPipelineConfig
 from data_pipeline.engines.local import LocalEngine
 from data_pipeline.read import plan
 from data_pipeline.report.statistics import StageStatistics, total
-from data_pipeline.run import Pipeline
+from data_pipeline.sampled import MeteredChain, SampledPipeline, Use, size_of
 from data_pipeline.split import SPLITS
 from data_pipeline.stages import STAGES, GlobalStage
 from data_pipeline.workspace import describe
@@ -74,19 +73,11 @@ class ForecastConfig(DataPipelineConfig):
 
 
 @dataclass
-class Use:
-    """What a phase took."""
-
-    cpu_seconds: float
-    peak_bytes: int  # of memory, of the one worker
-    disk_bytes: int
-
-
-@dataclass
 class Sample:
     """A finished run over a part of the input."""
 
     input_bytes: float
+    tasks: float  # that read it
     documents: int
     kept_bytes: int
     uses: dict[str, Use]  # phase -> what it took, in the order of the phases
@@ -105,30 +96,6 @@ class Expected:
     disk_bytes: list[float]
 
 
-class MeteredChain(Chain):
-    """Notes what every phase takes; with one worker all of it happens in this process."""
-
-    def __init__(self, chain: Chain) -> None:
-        self.__dict__ = chain.__dict__
-        self.uses: dict[str, Use] = {}
-
-    def phase(self, name: str, *arguments: Any, **named: Any) -> Any:
-        _forget_peak()
-        started = time.process_time()
-        commits = super().phase(name, *arguments, **named)
-        self.uses[name] = Use(time.process_time() - started, _peak(), _size(self.folder(name)))
-        return commits
-
-
-class SampledPipeline(Pipeline):
-    """A run over some of the pieces."""
-
-    chosen: frozenset[plan.Piece] = frozenset()
-
-    def choose(self, pieces: list[plan.Piece]) -> list[plan.Piece]:
-        return [piece for piece in pieces if piece in self.chosen]
-
-
 def forecast(config: ForecastConfig) -> int:
     """Print what the whole run will take; return the exit status."""
     files = plan.find(config.input)
@@ -140,7 +107,8 @@ def forecast(config: ForecastConfig) -> int:
         print(f"{told}, to warm up" if number == 0 else told, file=sys.stderr)
         measured.append(_run(config, files, chosen, sizes))
     workers = LocalEngine(config.workers).workers
-    phases = expect(measured[1], measured[2], sum(sizes.values()), workers, config)
+    tasks = task_count(sizes, sizes, config)
+    phases = expect(measured[1], measured[2], sum(sizes.values()), tasks, workers, config)
     if config.json:
         print(
             json.dumps({"workers": workers, "samples": [asdict(s) for s in measured[1:]], **_totals(phases)}, indent=2)
@@ -189,6 +157,11 @@ def choose(sizes: dict[plan.Piece, float], config: ForecastConfig) -> tuple[list
     return samples[0], samples[1]
 
 
+def task_count(pieces: Iterable[plan.Piece], sizes: dict[plan.Piece, float], config: DataPipelineConfig) -> float:
+    """Return how many tasks read `pieces`: one each, or as many as a large one is cut into."""
+    return sum(max(1.0, sizes[piece] / config.partition_bytes) for piece in pieces)
+
+
 def _run(config: ForecastConfig, files: list[Any], chosen: list[plan.Piece], sizes: dict[plan.Piece, float]) -> Sample:
     place = Path(config.output).absolute().parent
     while not place.is_dir():
@@ -199,6 +172,7 @@ def _run(config: ForecastConfig, files: list[Any], chosen: list[plan.Piece], siz
         while True:
             pipeline = SampledPipeline(config, folder, LocalEngine(1), Console(quiet=True), describe(config, files))
             pipeline.chosen = frozenset(chosen)
+            pipeline.factor = sum(sizes.values()) / sum(sizes[piece] for piece in chosen)
             pipeline.chain = MeteredChain(pipeline.chain)
             try:
                 statistics = pipeline.run(files)
@@ -210,9 +184,9 @@ def _run(config: ForecastConfig, files: list[Any], chosen: list[plan.Piece], siz
                 training.vocabulary_size //= 2  # a sample has fewer words; it costs about the same
                 shutil.rmtree(folder / ".work")
         uses = pipeline.chain.uses
-        uses["write"].disk_bytes += sum(_size(folder / split) for split in SPLITS)
-        size = sum(sizes[piece] for piece in chosen)
-        return Sample(size, total(statistics[0].seen)[0], _kept(statistics), uses)
+        uses["write"].disk_bytes += sum(size_of(folder / split) for split in SPLITS)
+        size, tasks = sum(sizes[piece] for piece in chosen), task_count(chosen, sizes, config)
+        return Sample(size, tasks, total(statistics[0].seen)[0], _kept(statistics), uses)
     finally:
         shutil.rmtree(folder)
 
@@ -221,8 +195,10 @@ def _kept(statistics: list[StageStatistics]) -> int:
     return total(statistics[-1].kept)[1]
 
 
-def expect(small: Sample, large: Sample, whole: float, workers: int, config: DataPipelineConfig) -> list[Expected]:
-    """Scale every phase up to `whole` bytes of input."""
+def expect(
+    small: Sample, large: Sample, whole: float, tasks: float, workers: int, config: DataPipelineConfig
+) -> list[Expected]:
+    """Scale every phase up to `whole` bytes of input, read by `tasks` tasks."""
     factor = whole / large.input_bytes
     growth = log(large.input_bytes / small.input_bytes)
     global_stages = [name for name in config.pipeline.stages if isinstance(STAGES[name], GlobalStage)]
@@ -250,7 +226,9 @@ def expect(small: Sample, large: Sample, whole: float, workers: int, config: Dat
         exponent = log(use.cpu_seconds / before.cpu_seconds) / growth if measurable and use.cpu_seconds else None
         parallel = 1 if name in _ONE_TASK else workers
         cpu = [use.cpu_seconds * each / 3600 for each in scale]
-        disk = [use.disk_bytes * each for each in scale]
+        # what a task commits about itself does not grow with its documents
+        commits = use.commit_bytes * (1 if name in _ONE_TASK else tasks / large.tasks)
+        disk = [use.disk_bytes * each + commits for each in scale]
         expected.append(Expected(name, law, exponent, cpu, [each / parallel for each in cpu], peak, disk))
     return expected
 
@@ -294,23 +272,3 @@ def _show(phases: list[Expected], samples: list[Sample], whole: float, workers: 
 def _span(pair: list[float]) -> str:
     low, high = (f"{value:,.3g}" for value in pair)
     return low if low == high else f"{low} to {high}"
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _forget_peak() -> None:
-    """Begin a new peak of resident memory (Linux); elsewhere the peak of the whole process is what there is."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak() -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -65,16 +65,16 @@ def small_ranges(chain: Chain, commits: list[Commit], capacity: int) -> dict[Ran
     Args:
         commits: their blocks are grouped by range, and their notes give the bytes of each: `range_notes`.
     """
-    ranges, sizes = _gather(commits)
+    ranges, sizes = gather(commits)
     while large := [each for each in sorted(ranges) if _too_large(each, ranges[each], sizes[each], capacity)]:
         payloads = [
             (piece, str(each), part_count(sizes[each], capacity))
             for each in large
-            for piece in _pieces(ranges.pop(each), sizes[each], capacity)
+            for piece in pieces(ranges.pop(each), sizes[each], capacity)
         ]
         inputs = [VERSION, capacity, FAN_OUT]
-        cuts = chain.phase("radix", inputs, _cut_task, payloads, lambda payload: payload[1])
-        found, found_sizes = _gather(cuts)
+        cuts = chain.phase("radix", inputs, cut_task, payloads, lambda payload: payload[1])
+        found, found_sizes = gather(cuts)
         ranges |= found
         sizes |= found_sizes
     ordered = sorted(ranges)
@@ -94,7 +94,8 @@ def read_range(blocks: list[Block]) -> pa.Table:
     return table.sort_by([("order", "ascending"), ("record_id", "ascending")]).combine_chunks()
 
 
-def _gather(commits: list[Commit]) -> tuple[dict[Range, list[Block]], dict[Range, int]]:
+def gather(commits: list[Commit]) -> tuple[dict[Range, list[Block]], dict[Range, int]]:
+    """Return the blocks of every range, and its bytes in memory."""
     ranges = {Range.parse(name): blocks for name, blocks in group_blocks(commits).items()}
     sizes = dict.fromkeys(ranges, 0)
     for commit in commits:
@@ -103,7 +104,7 @@ def _gather(commits: list[Commit]) -> tuple[dict[Range, list[Block]], dict[Range
     return ranges, sizes
 
 
-def _pieces(blocks: list[Block], size: int, capacity: int) -> Iterator[tuple[Block, ...]]:
+def pieces(blocks: list[Block], size: int, capacity: int) -> Iterator[tuple[Block, ...]]:
     """Yield the blocks in groups of about `capacity` bytes in memory."""
     stored = sum(block.length for block in blocks)
     most = max(1, stored * capacity // size)
@@ -118,7 +119,8 @@ def _pieces(blocks: list[Block], size: int, capacity: int) -> Iterator[tuple[Blo
     yield tuple(piece)
 
 
-def _cut_task(folder: Path, task: Task) -> Commit:
+def cut_task(folder: Path, task: Task) -> Commit:
+    """Cut some blocks of one range; the payload is (blocks, the range as text, parts)."""
     blocks, name, parts = task.payload
     table = pa.concat_tables([read_block(block) for block in blocks], promote_options="default").combine_chunks()
     tables = list(cut(Range.parse(name), table, parts))

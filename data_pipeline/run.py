@@ -94,6 +94,14 @@ class Pipeline:
         """Return the pieces to read; a forecast reads only some."""
         return pieces
 
+    def part_count(self, size: int) -> int:
+        """Return into how many ranges of the order `size` bytes of text are cut; a forecast cuts as the whole would."""
+        return radix.part_count(size, self.config.partition_bytes)
+
+    def small_ranges(self, encoded: list[Commit]) -> dict[radix.Range, list[Block]]:
+        """Return the ranges of the order, each small enough to be sorted in memory."""
+        return radix.small_ranges(self.chain, encoded, self.config.partition_bytes)
+
     def _read(self, files: list[plan.InputFile]) -> tuple[list[Block], list[StageStatistics]]:
         settings = self.config.input
         pieces = self.choose(plan.cut(files, self.config.partition_bytes, settings))
@@ -133,14 +141,13 @@ class Pipeline:
         shares = tuple(Share(**share) for share in planned.notes["shares"])
         path = self._tokenizer_path(blocks, limit, shares) if groups else None
         fingerprint = load_tokenizer(path).fingerprint if path else ""
-        capacity = self.config.partition_bytes
-        parts = {group: radix.part_count(size, capacity) for group, size in groups.items()}
+        parts = {group: self.part_count(size) for group, size in groups.items()}
         payloads = [write.Encoding(block, str(path), fingerprint, limit, parts, seed) for block in blocks]
         inputs = [write.VERSION, radix.VERSION, fingerprint, limit, parts]
         encoded = self.chain.phase("encode", inputs, write.encode_task, payloads, lambda each: each.block.path)
         statistics += total_statistics(encoded, [write.NAME])
         if path:
-            self._write(radix.small_ranges(self.chain, encoded, capacity), path)
+            self._write(self.small_ranges(encoded), path)
         finish = Finish(self.config, str(self.output), self.described, statistics, path and str(path), sorted(groups))
         self.chain.phase(FINISH, None, finish_task, [finish], lambda _: str(self.output))
         return statistics

@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.chain import NOTE, settings_key
+from data_pipeline.chain import read_note, settings_key
 from data_pipeline.engines.array import FAILED
 from data_pipeline.engines.leases import SUFFIX, read_lease
 from data_pipeline.split import SPLITS
@@ -87,15 +87,15 @@ def look(output: Path) -> Status:
     try:
         settings = json.loads((work / SETTINGS).read_bytes())
         settings.pop("partition_bytes", None)
-        stages = settings["settings"]["pipeline.stages"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        stages = list(map(str, settings["settings"]["pipeline.stages"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"output={output} holds no work of llama-data ({work / SETTINGS}: {type(error).__name__}); give the output "
             "directory of a run"
         ) from error
     current, phases, work_bytes, leftover = settings_key(settings), [], 0, 0
     for folder in sorted(each for each in work.iterdir() if each.is_dir()):
-        note = _note(folder)
+        note = read_note(folder)
         place, phase = _phase(folder, note)
         work_bytes += phase.bytes
         if note.get("settings") == current:
@@ -109,13 +109,6 @@ def look(output: Path) -> Status:
     shards = sum(path.stat().st_size for path in files)
     finished = (output / "shards.json").exists()
     return Status(finished, in_use(output), phases, [] if finished else missing, work_bytes, leftover, shards)
-
-
-def _note(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / NOTE).read_bytes())
-    except (OSError, ValueError):
-        return {}
 
 
 def _phase(folder: Path, note: dict[str, Any]) -> tuple[int, PhaseStatus]:
@@ -152,7 +145,7 @@ def _phase(folder: Path, note: dict[str, Any]) -> tuple[int, PhaseStatus]:
 def _failure(path: Path) -> list[str]:
     try:
         return [str(json.loads(path.read_bytes())["message"])]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from data_pipeline.engines.work import Block, read_block
+from data_pipeline.engines.work import Block, committed_blocks, read_block
 from data_pipeline.shards.manifest import ROOT
 from data_pipeline.shards.verify import verify as verify_shards
 from data_pipeline.workspace import WORK
@@ -60,9 +60,8 @@ def work_problems(work: Path, progress: Callable[[int, int], None] = lambda done
     blocks: list[Block] = []
     for path in sorted(work.glob("*/*.json")):
         try:
-            found = json.loads(path.read_bytes())["blocks"]
-            blocks += [Block(**{**each, "path": str(path.parent / each["path"])}) for each in found]
-        except (OSError, ValueError, KeyError, TypeError):
+            blocks += committed_blocks(path.parent, json.loads(path.read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             problems.append(f"{path} cannot be read as a commit; delete it, and run the same command again")
     done, total = 0, sum(block.length for block in blocks)
     for block in blocks:

@@ -256,7 +256,8 @@ def _load(output: Path) -> tuple[pa.Table, dict[str, Any]]:
     try:
         table = pq.read_table(path)
         described = json.loads(table.schema.metadata[NAME.encode()])
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        described["sample_fraction"] = float(described["sample_fraction"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read ({error}); delete it and run llama-data again") from error
     if not table.num_rows:
         raise DataError(
@@ -288,5 +289,5 @@ def _statistics(output: Path) -> dict[str, Any]:
         return {stage["stage"]: stage for stage in json.loads((output / "stats.json").read_bytes())["stages"]}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{output / 'stats.json'} cannot be read ({error}); run llama-data again") from error

@@ -62,7 +62,7 @@ def finished(output: Path, described: dict[str, Any]) -> list[StageStatistics] |
         before = json.loads((output / "stats.json").read_bytes())
         if not _differences(before, described):
             return [StageStatistics.from_json(each) for each in before["stages"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # `claim` says so
     return None
 
@@ -193,7 +193,7 @@ def _sweep(work: Path) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and all(isinstance(value.get(part), dict) for part in _PARTS) else None
 

@@ -24,6 +24,7 @@ from launch.local import local
 from launch.slurm import slurm
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, exit_status
+from llama_foundation.files import not_for_everybody_to_write
 
 JOBS: dict[str, Callable[[Job], int]] = {"local": local, "slurm": slurm, "hosts": hosts}
 OTHERS = {"data": "launch.batch", "evaluate": "launch.batch", "sweep": "launch.sweep"}
@@ -33,6 +34,7 @@ RUNS: dict[str, Callable[[runs.RunsConfig], int]] = {"status": runs.status, "log
 
 def main() -> int:
     """Do what the first word says; return the exit status."""
+    not_for_everybody_to_write()
     word = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
     return exit_status(lambda: _do(word))
 

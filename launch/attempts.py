@@ -35,7 +35,12 @@ def read_attempts(run: Path) -> list[dict[str, Any]]:
         return []
     try:
         attempts = json.loads(path.read_text())
-    except ValueError as error:
+        json.dumps(attempts, ensure_ascii=False).encode()  # half of a surrogate pair could not be written again
+        kinds = {"job": str, "nodes": str, "began_after": int}
+        for attempt in attempts if isinstance(attempts, list) else [attempts]:
+            if "status" not in attempt or any(type(attempt[name]) is not kind for name, kind in kinds.items()):
+                raise ValueError(f"{str(attempt)[:80]} is no attempt")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}); remove it to forget how often this run was tried") from error
     return attempts
 
@@ -123,7 +128,7 @@ def finished(run: Path) -> bool:
     """Whether the last step of a run is done."""
     try:
         return bool(json.loads((run / "summary.json").read_text())["finished"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -12,17 +12,22 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from yaml import YAMLError
 
 from llama_foundation.errors import RunError
 from llama_foundation.files import publish_text
 from llama_train.observe.charts import Chart, smooth
 from llama_train.observe.metrics import history
+from llama_train.observe.summary import final_loss
 
 NOT_COMPARED = ("name", "output", "logging", "cluster", "stop_at_step")
 """Settings that say where a run is and what it writes, not what it computes."""
-COLOURS = ("series-1", "series-2", "series-3", "series-4")
+COLOURS = tuple(f"series-{number}" for number in range(1, 9))
+DASHES = ((), (4, 1.5), (1.2, 1.2))
+"""The best eight runs have a solid line, the next eight a dashed one, the next a dotted one; the others are grey."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,7 @@ class Outcome:
 
     @property
     def final_loss(self) -> float:
-        """The mean training loss of the last tenth of the steps: one step's is too noisy to rank by."""
-        return float(np.mean(self.loss[-max(len(self.loss) // 10, 1) :])) if len(self.loss) else math.nan
+        return final_loss(self.loss)
 
     @property
     def validation_loss(self) -> float | None:
@@ -50,12 +54,15 @@ class Outcome:
 
 def read_outcome(run: Path) -> Outcome:
     """Read a run directory; one that has not begun has no steps."""
-    settings = dict(_flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))))
+    try:
+        settings = dict(_flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))))
+    except (OSError, ValueError, AttributeError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        raise RunError(f"{run / 'config.yaml'}: is no configuration of a run: {error}") from error
     metrics = run / "metrics.jsonl"
     records = history(metrics) if metrics.is_file() else []
     try:
         finished = bool(json.loads((run / "summary.json").read_text())["finished"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         finished = False
     return Outcome(
         directory=run,
@@ -78,10 +85,13 @@ def changed(outcomes: list[Outcome]) -> list[str]:
 
 
 def ranked(outcomes: list[Outcome]) -> tuple[str, list[Outcome]]:
-    """Return by what the runs are ranked, and the runs, best first: by validation loss where there are any."""
+    """Return by what the runs are ranked, and the runs, best first: by validation loss where there are any.
+
+    Runs that are not finished come behind those that are, whatever their loss was on the way.
+    """
     if any(outcome.validation_loss is not None for outcome in outcomes):
-        return "validation loss", sorted(outcomes, key=lambda each: _last(each.validation_loss))
-    return "loss", sorted(outcomes, key=lambda each: _last(each.final_loss))
+        return "validation loss", sorted(outcomes, key=lambda each: (not each.finished, _last(each.validation_loss)))
+    return "loss", sorted(outcomes, key=lambda each: (not each.finished, _last(each.final_loss)))
 
 
 def compare(runs: list[Path], page: Path, title: str) -> list[Outcome]:
@@ -111,7 +121,7 @@ def _row(outcome: Outcome, names: list[str]) -> list[str]:
     validation = outcome.validation_loss
     state = "finished" if outcome.finished else f"at step {outcome.steps[-1]}" if len(outcome.steps) else "not begun"
     return [
-        *(str(outcome.settings.get(name, "-")) for name in names),
+        *(_shown(outcome.settings.get(name, "-")) for name in names),
         "-" if validation is None else f"{validation:.4f}",
         f"{outcome.final_loss:.4f}" if len(outcome.loss) else "-",
         f"{outcome.tokens[-1]:,}" if len(outcome.tokens) else "-",
@@ -120,12 +130,21 @@ def _row(outcome: Outcome, names: list[str]) -> list[str]:
     ]
 
 
+def _shown(value: Any) -> str:
+    """A setting for people; a search tries numbers of seventeen digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def _page(title: str, rule: str, outcomes: list[Outcome], names: list[str], heads: list[str], rows: list) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     best = dict(zip(names, rows[0], strict=False))
-    with_validation = [outcome for outcome in outcomes if len(outcome.validation) > 1]
+    nothing = np.array([]), np.array([])
+    validated = [
+        tuple(map(np.array, zip(*each.validation, strict=True))) if len(each.validation) > 1 else nothing
+        for each in outcomes
+    ]
     return environment.get_template("comparison.html.jinja").render(
         title=title,
         rule=rule,
@@ -133,26 +152,30 @@ def _page(title: str, rule: str, outcomes: list[Outcome], names: list[str], head
         best_run=outcomes[0].directory.name,
         heads=heads,
         rows=rows,
-        colours=[COLOURS[number] if number < len(COLOURS) else "muted" for number in range(len(rows))],
+        styles=[_style(number) for number in range(len(rows))],
         loss=_chart("Training loss over tokens", [(each.tokens, _smoothed(each)) for each in outcomes]),
-        validation=_chart(
-            "Validation loss over tokens",
-            [tuple(map(np.array, zip(*each.validation, strict=True))) for each in with_validation],
-        )
-        if len(with_validation) == len(outcomes)
-        else None,
+        validation=_chart("Validation loss over tokens", validated) if any(len(x) for x, _ in validated) else None,
         runs=[str(outcome.directory) for outcome in outcomes],
     )
 
 
 def _chart(label: str, curves: list) -> Markup:
-    """Draw the curves, the best last, on top; those after the fourth are grey."""
+    """Draw the curves, the best last, on top; the axis leaves out their beginning, beside which all ends look alike."""
     chart = Chart(label, width=10.8, height=3.6)
     for number, (x, y) in reversed(list(enumerate(curves))):
         if len(x):
-            inside = number < len(COLOURS)
-            chart.curve(x, y, COLOURS[number] if inside else "muted", faint=not inside)
+            colour, dashes = _style(number)
+            chart.curve(x, y, colour, dashes=dashes, faint=colour == "muted")
+    later = [y[x > x[-1] / 5] for x, y in curves[: (len(curves) + 1) // 2] if len(x)]
+    if finite := [float(value) for y in later for value in y if math.isfinite(value)]:
+        chart.up_to(max(finite) + 0.05 * (max(finite) - min(finite)) + 0.01)
     return Markup(chart.svg())
+
+
+def _style(number: int) -> tuple[str, tuple[float, ...]]:
+    """Return colour and dashes of the run of rank `number`, counted from 0."""
+    again, colour = divmod(number, len(COLOURS))
+    return (COLOURS[colour], DASHES[again]) if again < len(DASHES) else ("muted", ())
 
 
 def _smoothed(outcome: Outcome) -> np.ndarray:

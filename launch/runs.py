@@ -158,7 +158,15 @@ def _ask(command: list[str]) -> list[Row]:
 
 def _jobs(run: Path) -> list[str]:
     path = run / JOBS
-    return json.loads(path.read_text()) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        jobs = json.loads(path.read_text())
+        if not isinstance(jobs, list) or not all(isinstance(job, str) and job.isdecimal() for job in jobs):
+            raise ValueError("not a list of job numbers")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}); remove it to forget the jobs of this run") from error
+    return jobs
 
 
 def _run(config: RunsConfig) -> Path:
@@ -180,6 +188,6 @@ def _last_step(run: Path) -> str:
             try:
                 record = json.loads(line)
                 return f"{record['step']}, loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s"
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue  # another kind of record, or the first half of a line
     return "none yet"

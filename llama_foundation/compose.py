@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
 from enum import Enum
@@ -82,11 +83,20 @@ def to_object(composed: Any, schema: type[Schema]) -> Schema:
     return config
 
 
-def main(entry: str, schema: type[Schema], command: Callable[[Schema], int | None]) -> int:
+def main(
+    entry: str,
+    schema: type[Schema],
+    command: Callable[[Schema], int | None],
+    objective: Callable[[Schema], float | None] | None = None,
+) -> int:
     """Run `command` on the configuration that the command line describes; return the exit status.
 
     User errors are printed without a traceback. In a sweep (`--multirun`) a configuration that has `name` gets the
     job's swept overrides appended to it, so that every job has its own stable run directory.
+
+    Args:
+        objective: what a sweeper that searches shall minimise: the value of a job of a sweep that ended with status 0,
+            None if it has none.
     """
     arguments = sys.argv[1:]
     try:
@@ -94,7 +104,7 @@ def main(entry: str, schema: type[Schema], command: Callable[[Schema], int | Non
             raise ConfigError("--experimental-rerun loads a pickle, which can run code; give the overrides instead")
         if not any(argument.startswith("-") for argument in arguments):
             return _called(command, compose(entry, schema, arguments))
-        return _through_hydra(entry, schema, command, arguments)
+        return _through_hydra(entry, schema, command, arguments, objective)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -176,7 +186,11 @@ def _called(command: Callable[[Schema], int | None], config: Schema) -> int:
 
 
 def _through_hydra(
-    entry: str, schema: type[Schema], command: Callable[[Schema], int | None], arguments: list[str]
+    entry: str,
+    schema: type[Schema],
+    command: Callable[[Schema], int | None],
+    arguments: list[str],
+    objective: Callable[[Schema], float | None] | None,
 ) -> int:
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     sweeping = any(argument in ("-m", "--multirun") for argument in arguments)
@@ -187,26 +201,33 @@ def _through_hydra(
     _register(entry, schema)
     status = 0
     crash: list[Exception] = []
+    process = os.getpid()
 
     @hydra.main(config_path=str(home), config_name=entry, version_base="1.3")
-    def job(composed: Any) -> None:
+    def job(composed: Any) -> float | None:
         nonlocal status
         if crash:
-            return
+            return None
         label = ""
         try:
             config = to_object(composed, schema)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                label = _job_label(swept)
+                label = _job_label(swept | _swept_by_sweeper())
                 if hasattr(config, "name"):
                     config.name = f"{config.name}-{label}" if label else config.name
                 print(f"job {HydraConfig.get().job.num}: {label}", file=sys.stderr)
-            status = max(status, _called(command, config))
+            own = _called(command, config)
+            status = max(status, own)
+            return objective(config) if objective is not None and own == 0 else None
         except UserError as error:
             print(f"error: {label and label + ': '}{error}", file=sys.stderr)
             status = max(status, error.exit_code)
         except Exception as error:
+            if os.getpid() != process:  # a job on SLURM: what it appends here nobody sees
+                traceback.print_exc()
+                raise RuntimeError(f"{label}: {type(error).__name__}: {error}") from error
             crash.append(error)  # raised below: in here, Hydra would take some of them for its own
+        return None
 
     before = sys.argv
     sys.argv = [before[0], *_with_hydra_settings([_forced(argument, home) for argument in arguments], overrides)]
@@ -225,6 +246,8 @@ def _explained(schema: type, overrides: list[str], home: Path) -> Iterator[None]
     try:
         yield
     except _HYDRA_ERRORS as error:
+        if str(error) == "No trials are completed yet.":  # Optuna's, which has no best one
+            raise RunError("no job of the search has a result; each has said why") from error
         raise ConfigError(explain(error, schema, overrides, home)) from error
 
 
@@ -268,6 +291,13 @@ def _with_hydra_settings(arguments: list[str], overrides: list[str]) -> list[str
 def _swept_keys(schema: type, overrides: list[str], home: Path) -> set[str]:
     with _explained(schema, overrides, home):
         parsed = OverridesParser.create().parse_overrides(overrides)
+    return {override.key_or_group for override in parsed if override.is_sweep_override()}
+
+
+def _swept_by_sweeper() -> set[str]:
+    """Return the keys that the sweeper itself sweeps: hydra.sweeper.params={key: values}."""
+    params = HydraConfig.get().sweeper.get("params") or {}
+    parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
     return {override.key_or_group for override in parsed if override.is_sweep_override()}
 
 

@@ -20,6 +20,11 @@ BLOCK_BYTES = 16 * 1024 * 1024
 """Checksums are kept per block of this many bytes, so that reading one block verifies one block."""
 
 
+def not_for_everybody_to_write() -> None:
+    """From now on nothing that this process or its children make can be written by every user, whatever the umask."""
+    os.umask(os.umask(0o022) | 0o002)
+
+
 def checksum(data: bytes | memoryview) -> str:
     """Return the 128-bit xxh3 hash of `data` as 32 hexadecimal digits; it finds accidents, not attackers."""
     return xxhash.xxh3_128_hexdigest(data)

@@ -8,6 +8,7 @@ need none.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError, UserError
-from llama_foundation.files import publish_text
-from llama_train.agreement import agree, difference, other_command, software
+from llama_foundation.files import not_for_everybody_to_write, publish_text
+from llama_train.agreement import agree, difference, leave_together, other_command, software
 from llama_train.config import TrainConfig
 from llama_train.environment import environment_rank, local_world_size
 from llama_train.survive.lock import RunLock
@@ -36,8 +37,11 @@ MEETING_SECONDS = 600.0
 
 def main() -> int:
     remember_stop()
+    not_for_everybody_to_write()
+    gc.disable()  # until the loop: see survive/garbage.py
     # DeepSpeed's launcher adds it to every command; LOCAL_RANK says the same.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
+    sweeping = not {"-m", "--multirun"}.isdisjoint(sys.argv)
     rank, size = environment_rank()
     if rank != 0:
         return _follow(_meet(), rank, size)
@@ -47,15 +51,44 @@ def main() -> int:
     def lead(config: TrainConfig) -> int:
         nonlocal store
         store = _meet()
-        return _lead(config, store, size, verdict)
+        status = _lead(config, store, size, verdict)
+        if sweeping and status == 0 and asked_to_stop(config):
+            raise KeyboardInterrupt  # the signal was meant for the sweep, not for one of its jobs
+        return status
 
     try:
-        verdict["status"] = compose.main("train", TrainConfig, lead)
+        if sweeping and size > 1:
+            print(
+                f"error: --multirun under a launcher of {size} processes: its jobs are of one process each; "
+                f"use llama-launch sweep processes_per_node={size}",
+                file=sys.stderr,
+            )
+            verdict["status"] = ConfigError.exit_code
+        else:
+            verdict["status"] = compose.main("train", TrainConfig, lead, objective)
     finally:
         if "config" not in verdict and size > 1:  # refused, or only shown (--cfg, --help): nobody trains
             verdict["status"] = verdict["status"] if sys.exc_info()[0] is None else 1
-            (store or _meet()).set("verdict", json.dumps(verdict))
+            store = store or _meet()
+            store.set("verdict", json.dumps(verdict))
+            leave_together(store, rank, size)
     return verdict["status"]
+
+
+def objective(config: TrainConfig) -> float | None:
+    """Return what a sweeper that searches, like Optuna's, minimises: see `summary.objective`."""
+    from llama_train.observe.summary import objective
+
+    return objective(Path(config.output) / config.name)
+
+
+def asked_to_stop(config: TrainConfig) -> bool:
+    """Say of a run whose process ended with status 0 whether a signal ended it before its last step."""
+    try:
+        summary = json.loads((Path(config.output) / config.name / "summary.json").read_text())
+    except (OSError, ValueError):
+        return True  # before its first step
+    return summary["steps"] < min(config.steps, config.stop_at_step or config.steps)
 
 
 def _meet() -> dist.Store:
@@ -98,6 +131,7 @@ def _follow(store: dist.Store, rank: int, size: int) -> int:
     store.wait(["verdict"], timedelta(seconds=MEETING_SECONDS))
     verdict = json.loads(store.get("verdict"))
     if "config" not in verdict:
+        leave_together(store, rank, size)
         return verdict["status"]
     problem = difference(software(), verdict["software"])
     if problem is not None:

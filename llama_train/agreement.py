@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 from datetime import timedelta
@@ -10,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_foundation.errors import RunError
+from llama_train.environment import launcher_keeps_store
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
 PACKAGES = ("llama_train", "llama_foundation", "data_pipeline")
+
+LEAVE_SECONDS = 60.0
+"""How long rank 0 stays for ranks that have not yet heard that nobody trains."""
 
 
 def software() -> dict[str, str]:
@@ -67,4 +72,20 @@ def agree(store: dist.Store, rank: int, size: int, problem: str | None, timeout_
         named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if missing[8:] else "")
         raise RunError(f"rank {named} of {size} did not begin within {timeout_seconds:.0f} s of the others") from None
     if store.check(["disagreement"]):
-        raise RunError(store.get("disagreement").decode())
+        problem = store.get("disagreement").decode()
+        leave_together(store, rank, size)
+        raise RunError(problem)
+
+
+def leave_together(store: dist.Store, rank: int, size: int) -> None:
+    """Wait, on a rank 0 that keeps the store, for the others to have heard; every rank calls it before it ends.
+
+    Otherwise a rank that comes later would find nobody to ask, and try for as long as it may wait for the others.
+    """
+    if launcher_keeps_store():
+        return
+    with contextlib.suppress(RuntimeError):  # rank 0 has waited long enough, or left between our call and its answer
+        if store.add("leaving", 1) == size:
+            store.set("all-leave", "")
+        if rank == 0:
+            store.wait(["all-leave"], timedelta(seconds=LEAVE_SECONDS))

@@ -41,12 +41,19 @@ class StartClock:
         self.started_at = time.time() - age  # seconds since the epoch
         self._last = time.perf_counter() - age
         self._seconds: dict[str, float] = {}
+        self._tell: Callable[[str], None] | None = None
+
+    def follow(self, tell: Callable[[str], None]) -> None:
+        """From now on call `tell` with what has been done last."""
+        self._tell = tell
 
     def done(self, name: str) -> None:
         """Say that what took the time since the last call was `name`."""
         now = time.perf_counter()
         self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
         self._last = now
+        if self._tell is not None:
+            self._tell(f"after {name}")
 
     def take(self) -> dict[str, float]:
         """Return the seconds by name."""

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, UserError
+from llama_train.agreement import leave_together
 from llama_train.environment import environment_rank
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def run_command(entry: str, schema: type[Config], command: Callable[[Config, dis
     """
     rank, size = environment_rank()
     if rank != 0:
-        return _follow(_meet(), rank, schema, command)
+        return _follow(_meet(), rank, size, schema, command)
     verdict: dict[str, Any] = {"status": 0}
     store: dist.Store | None = None
 
@@ -54,7 +55,9 @@ def run_command(entry: str, schema: type[Config], command: Callable[[Config, dis
     finally:
         if "config" not in verdict and size > 1:  # refused, or only shown (--cfg, --help)
             verdict["status"] = verdict["status"] if sys.exc_info()[0] is None else 1
-            (store or _meet()).set("verdict", json.dumps(verdict))
+            store = store or _meet()
+            store.set("verdict", json.dumps(verdict))
+            leave_together(store, rank, size)
     return verdict["status"]
 
 
@@ -74,12 +77,13 @@ def check_device(device: str) -> None:
 
 
 def _follow(
-    store: dist.Store, rank: int, schema: type[Config], command: Callable[[Config, dist.Store], int | None]
+    store: dist.Store, rank: int, size: int, schema: type[Config], command: Callable[[Config, dist.Store], int | None]
 ) -> int:
     """Wait for rank 0's configuration and run `command` with it."""
     store.wait(["verdict"], timedelta(seconds=MEETING_SECONDS))
     verdict = json.loads(store.get("verdict"))
     if "config" not in verdict:
+        leave_together(store, rank, size)
         return verdict["status"]
     try:
         return command(compose.to_object(OmegaConf.create(verdict["config"]), schema), store) or 0

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from llama_foundation.errors import ConfigError, RunError
-from llama_train.environment import environment_rank
+from llama_train.environment import environment_rank, launcher_keeps_store
+from llama_train.survive.flight_recorder import keep_collectives
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def meet(timeout_seconds: float) -> dist.Store:
     if size == 1:
         return dist.HashStore()
     timeout = timedelta(seconds=timeout_seconds)
-    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and "MASTER_ADDR" in os.environ:
+    if rank == 0 and not launcher_keeps_store() and "MASTER_ADDR" in os.environ:
         store: dist.Store = serve(os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500")), size, timeout)
     else:
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
@@ -110,6 +111,7 @@ def distributed(device: str, store: dist.Store, timeout_seconds: float) -> Itera
                 "start at most one process per device"
             )
         torch.cuda.set_device(local_rank)
+        keep_collectives()
     # Redistributions that are part of the plan are logged as warnings by DTensor.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     timeout = timedelta(seconds=timeout_seconds)

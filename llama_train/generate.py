@@ -115,7 +115,7 @@ def read_prompts(path: Path) -> list[str]:
             continue
         try:
             prompt = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f'{path}: line {number} is not {{"prompt": "..."}}') from error
         if not isinstance(prompt, str):
             raise DataError(f"{path}: line {number}: prompt is {prompt!r}, not text")

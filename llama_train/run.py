@@ -5,18 +5,20 @@ rank 0 writes there, except for the per-rank files inside a checkpoint.
 """
 
 import dataclasses
+import re
 import uuid
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from data_pipeline.shards.reader import ShardRoot, open_root
-from data_pipeline.tokenize import load_tokenizer
 from llama_foundation.errors import CheckpointError, DataError
 from llama_foundation.files import publish_text
 from llama_train.checkpoint.collective import broadcast_bytes, gather_everywhere
-from llama_train.checkpoint.load import open_weights
+from llama_train.checkpoint.local import LocalCheckpoint, LocalTier
 from llama_train.checkpoint.restore import Checkpoint, newest_good, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.checkpoint.stored_chunk import DamagedError
@@ -79,6 +81,8 @@ class Run:
         check_vocabulary(self.shards, self.config.model.vocab_size, state.get("tokenizer"))
         check_validation(self.shards, self.config.data, self.config.validation.batches)
         if load_tasks(self.config.validation):
+            from data_pipeline.tokenize import load_tokenizer  # late, as below: few starts need it
+
             load_tokenizer(self.shards.tokenizer_path)
         if self.checkpoint is None:
             return
@@ -113,7 +117,9 @@ class Run:
             state = self.checkpoint.state
             damage = None
             try:
-                engine.load_chunks(restore(self.checkpoint, engine.chunks()))
+                found = self.checkpoint
+                own = isinstance(found, LocalCheckpoint)
+                engine.load_chunks(found.restore(engine.chunks()) if own else restore(found, engine.chunks()))
             except DamagedError as error:
                 damage = str(error)
             damages = [damage for damage in gather_everywhere(damage, self.world.background) if damage is not None]
@@ -128,6 +134,8 @@ class Run:
         if self.passed_over:
             raise CheckpointError(f"{self.directory}: no checkpoint is good: {'; '.join(self.passed_over)}")
         if self.config.checkpoint.init_from is not None:
+            from llama_train.checkpoint.load import open_weights
+
             source = open_weights(Path(self.config.checkpoint.init_from), group=self.world.background)
             made_with = source.state.get("tokenizer") if isinstance(source, Checkpoint) else None
             check_vocabulary(self.shards, self.config.model.vocab_size, made_with)
@@ -143,11 +151,14 @@ class Run:
             if optimizer:
                 engine.load_scalars(scalars)
 
-    def _newest(self, below: int | None = None) -> Checkpoint | None:
+    def _newest(self, below: int | None = None) -> Checkpoint | LocalCheckpoint | None:
         """Open the newest good checkpoint of both tiers, and take down why newer ones are passed over."""
-        best: Checkpoint | None = None
+        best: Checkpoint | LocalCheckpoint | None = None
         for store in self.stores:
-            found, passed_over = newest_good(store.directory, group=self.world.background, below=below)
+            if isinstance(store, LocalTier):
+                found, passed_over = store.newest(below)
+            else:
+                found, passed_over = newest_good(store.directory, group=self.world.background, below=below)
             self.passed_over += [message for message in passed_over if message not in self.passed_over]
             if found is not None and (best is None or found.step > best.step):
                 best = found
@@ -156,7 +167,7 @@ class Run:
                 store.damaged |= {step for step in store.steps() if step > best.step}
         return best
 
-    def _pass_over(self, checkpoint: Checkpoint, why: str) -> None:
+    def _pass_over(self, checkpoint: Checkpoint | LocalCheckpoint, why: str) -> None:
         """Go on with the checkpoint before a damaged one."""
         self.passed_over.append(why)
         for store in self.stores:
@@ -165,11 +176,11 @@ class Run:
         self.checkpoint = self._newest(below=checkpoint.step)
 
     @property
-    def stores(self) -> list[CheckpointStore]:
+    def stores(self) -> list[CheckpointStore | LocalTier]:
         """The tiers of checkpoints, the durable one first."""
         return [self.store] if self.fast is None else [self.store, self.fast]
 
-    def _fast_tier(self) -> CheckpointStore | None:
+    def _fast_tier(self) -> CheckpointStore | LocalTier | None:
         settings = self.config.checkpoint
         if settings.fast is None:
             return None
@@ -179,11 +190,17 @@ class Run:
         if self.world.main:
             if not path.exists():
                 publish_text(path, uuid.uuid4().hex)
-            mine = path.read_text("utf-8").strip()
+            mine = path.read_text("utf-8", errors="replace").strip()
+            if not re.fullmatch("[0-9a-f]{32}", mine):
+                raise CheckpointError(f"{path}: {mine[:80]!r} is no id of a run; remove the file to begin another one")
         run_id = broadcast_bytes(mine.encode(), self.world.background).decode()
+        directory = Path(settings.fast) / f"{self.config.name}-{run_id}"
+        if settings.fast_per_node:
+            return LocalTier(directory, self.world.control, settings.fast_keep_last, settings.asynchronous)
         return CheckpointStore(
-            Path(settings.fast) / f"{self.config.name}-{run_id}",
-            group=self.world.background,
+            directory,
+            # of its own: both tiers may be written in the background at once
+            group=dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.engine.timeout_seconds)),
             keep_last=settings.fast_keep_last,
             asynchronous=settings.asynchronous,
         )

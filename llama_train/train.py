@@ -33,9 +33,6 @@ from llama_train.survive.slow_ranks import SlowRanks
 from llama_train.survive.watchdog import Watchdog
 from llama_train.validation import run_tasks, validate
 
-START_SECONDS = 1800.0
-"""How long a start may take, first step included, before the watchdog ends it: loading 405B, compiling."""
-
 
 def train(config: TrainConfig, store: dist.Store) -> int:
     """Start or resume the run that `config` describes; train until its last step, or until asked to stop.
@@ -56,9 +53,17 @@ def train(config: TrainConfig, store: dist.Store) -> int:
             starting=True
         ) as stop,  # outside of the watchdog: a launcher's SIGTERM must not cut short who died and why
         Watchdog(
-            world.rank, world.size, world.store, config.engine.timeout_seconds, world.host, directory, START_SECONDS
+            world.rank,
+            world.size,
+            world.store,
+            config.engine.timeout_seconds,
+            world.host,
+            directory,
+            config.survive.deadlines.by_phase(),
+            nccl=world.device.type == "cuda",
         ) as watchdog,
     ):
+        start.follow(watchdog.starting)
         start.done("process groups")
         layout = resolve_layout(config, world.size, world.rank)
         run = Run(config, world)

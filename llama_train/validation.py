@@ -6,14 +6,11 @@ from dataclasses import dataclass
 import torch.distributed as dist
 
 from data_pipeline.shards.reader import ShardRoot
-from data_pipeline.tokenize import load_tokenizer
 from llama_foundation.errors import ConfigError, UserError
 from llama_train.config import TrainConfig, ValidationConfig
 from llama_train.data.batches import validation_micro_batches
 from llama_train.engine.engine import Engine
-from llama_train.evaluate.score import Scorer
 from llama_train.evaluate.task_files import Task, find_tasks, read_task
-from llama_train.evaluate.task_scores import run_task
 from llama_train.parallel.layout import Layout
 from llama_train.peers import Peers
 
@@ -86,6 +83,11 @@ def run_tasks(
 
     A task that cannot be run is left out, and `tell` is told why: no run should end for that.
     """
+    # Late: a start does not need them, and they import every tokenizer there is.
+    from data_pipeline.tokenize import load_tokenizer
+    from llama_train.evaluate.score import Scorer
+    from llama_train.evaluate.task_scores import run_task
+
     tokenizer = load_tokenizer(shards.tokenizer_path)
     scorer = Scorer(engine.model, config.model.context, tokenizer, Peers(group), config.layout.micro_batch_size)
     values = {}

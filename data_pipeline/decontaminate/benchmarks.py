@@ -42,7 +42,7 @@ def _is_json(path: Path) -> bool:
 def _record(line: str, where: str, fields: list[str]) -> str:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{where} is not a JSON object")

@@ -132,8 +132,8 @@ def _failures(folder: Path) -> dict[str, dict[str, str]]:
     for path in sorted(folder.glob(f"*{FAILED}")):
         try:
             note = json.loads(path.read_bytes())
-            notes[note["attempt"]] = note
-        except (OSError, ValueError, KeyError):
+            notes[str(note["attempt"])] = {key: str(note[key]) for key in ("kind", "message", "label")}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # tried again just now
     return notes
 

@@ -133,6 +133,8 @@ def read_lease(path: Path) -> tuple[Holder | None, float]:
     with open(path) as file:  # opening asks the NFS server, which a stat need not
         touched = os.fstat(file.fileno()).st_mtime
         try:
-            return Holder(**json.loads(file.read())), touched
-        except (ValueError, TypeError):
+            holder = Holder(**json.loads(file.read()))
+        except (ValueError, TypeError, RecursionError):
             return None, touched
+        plain = type(holder.host) is str and type(holder.process) is int and 0 < holder.process < 2**31
+        return (holder if plain else None), touched

@@ -6,6 +6,7 @@ right or not looked at, and running again does only the tasks without a commit.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from data_pipeline.engines.memory import keep_freed_memory
 from data_pipeline.report.statistics import StageStatistics
 from llama_foundation.errors import DataError, RunError
 from llama_foundation.files import checksum, publish, publish_json
@@ -102,13 +104,18 @@ def read_block(block: Block) -> pa.Table:
     """
     try:
         with open(block.path, "rb") as file:
+            if block.offset + block.length > os.fstat(file.fileno()).st_size:  # before there is room made for it
+                raise _damaged(block)
             file.seek(block.offset)
             data = file.read(block.length)
     except OSError as error:
         raise _damaged(block) from error
     if len(data) != block.length or checksum(data) != block.checksum:
         raise _damaged(block)
-    return pa.ipc.open_stream(data).read_all()
+    try:
+        return pa.ipc.open_stream(data).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(block) from error
 
 
 def group_blocks(commits: Iterable[Commit]) -> dict[str, list[Block]]:
@@ -159,6 +166,7 @@ def perform_task(function: TaskFunction, folder: Path, task: Task) -> Commit:
     Raises:
         RunError: the disk is full, or cannot be written or read.
     """
+    keep_freed_memory()
     started = time.process_time_ns()
     try:
         commit = function(folder, task)
@@ -183,14 +191,31 @@ def load_commit(folder: Path, task: Task) -> Commit | None:
     try:
         value = json.loads(commit_path(folder, task).read_bytes())
         commit = Commit(
-            [Block(**{**each, "path": str(folder / each["path"])}) for each in value["blocks"]],
+            committed_blocks(folder, value),
             [StageStatistics.from_json(each) for each in value["statistics"]],
-            value["notes"],
+            dict(value["notes"]),
         )
         whole = all(Path(each.path).stat().st_size >= each.offset + each.length for each in commit.blocks)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return commit if whole else None
+
+
+def committed_blocks(folder: Path, value: Any) -> list[Block]:
+    """Return the blocks that a commit lists, all of them in `folder`.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are something else, or elsewhere.
+    """
+    blocks = [Block(**{**each, "path": str(folder / each["path"])}) for each in value["blocks"]]
+    for block in blocks:
+        plain = Path(block.path).parent == folder and not Path(block.path).is_symlink()
+        numbers = (block.offset, block.length, block.rows)
+        if not plain or not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+            raise ValueError(f"{block} is no block of {folder}")
+        if not isinstance(block.group, str):
+            raise TypeError(f"{block.group!r} is no group")
+    return blocks
 
 
 def commit_path(folder: Path, task: Task) -> Path:

@@ -5,6 +5,7 @@ spaces between words every character counts as one, so there an entry matches in
 """
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,7 +55,7 @@ def entries_of(path: Path) -> dict[str, list[tuple[str, float]]]:
                         "behind another tab or without one"
                     ) from None
                 entries.setdefault(language.strip().lower(), []).append((entry, float(weight)))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path}: the word list cannot be read: {error}") from error
     return entries
 

@@ -7,7 +7,7 @@ IEEE + − × ÷ and sqrt only: the same texts and settings give the same bytes.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -114,13 +114,15 @@ def load_model(path: str) -> LinearModel:
             raise ValueError(f"its format is {header['format']!r}, not {FORMAT!r}")
         tensors = load(content)
         features = Features(**header["features"])
+        if not all(type(number) is int for number in astuple(features)) or not 1 <= features.bits <= LARGEST_BITS:
+            raise ValueError(f"its features are {features}")
         model = LinearModel(features, tensors["weights"], float(tensors["bias"][0]), tensors["ordinary"])
         shapes = (model.weights.shape, model.weights.dtype.name, model.ordinary.shape)
         if not 1 <= features.ngrams <= MOST_NGRAMS or shapes != ((1 << features.bits,), "float32", (QUANTILES,)):
             raise ValueError(f"its tensors are {shapes}, which does not fit {features}")
         if not (np.isfinite(model.weights).all() and np.isfinite(model.bias)):
             raise ValueError("it has weights that are no numbers")
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
         raise DataError(f"{path}: is not a model made by llama-quality: {error}") from error
     return model
 

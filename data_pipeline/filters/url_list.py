@@ -6,6 +6,7 @@ without scheme and "www.": that page and every page below it), plain or .gz.
 
 import gzip
 import ipaddress
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -175,5 +176,5 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
                 entry = line.decode("utf-8", "replace").strip()
                 if entry and not entry.startswith("#"):
                     yield number, entry
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read to its end: {error}") from error

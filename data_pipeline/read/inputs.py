@@ -19,6 +19,7 @@ SUFFIXES = {
     ".arrow": (),
     ".warc": (".gz",),
     ".wet": (".gz",),
+    ".wat": (".gz",),
 }
 """Suffix of a format -> the compressions that may stand behind it."""
 
@@ -99,8 +100,11 @@ def _saved_set(folder: str) -> list[str]:
         return []
     try:
         names = [each["filename"] for each in json.loads(state.read_bytes())["_data_files"]]
+        for name in names:
+            if os.path.basename(name) != name or not name.endswith(".arrow"):
+                raise ValueError(f"{name!r} is no Arrow file beside it")
         return [os.path.normpath(Path(folder) / name) for name in names]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{state} is not what datasets writes: {error}; save the data set again") from error
 
 

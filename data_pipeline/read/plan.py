@@ -10,14 +10,22 @@ from itertools import groupby
 from types import ModuleType
 
 from data_pipeline.config import InputConfig
-from data_pipeline.read import arrow, hub, jsonl, parquet, warc
+from data_pipeline.read import arrow, hub, jsonl, parquet, warc, wat
 from data_pipeline.read.inputs import find, split_suffix
 from data_pipeline.read.pieces import InputFile, Piece
 from data_pipeline.read.rows import Rows
 
 __all__ = ["InputFile", "Piece", "cut", "find", "needs_survey", "read", "settle", "survey"]
 
-FORMATS = {".jsonl": jsonl, ".ndjson": jsonl, ".parquet": parquet, ".arrow": arrow, ".warc": warc, ".wet": warc}
+FORMATS = {
+    ".jsonl": jsonl,
+    ".ndjson": jsonl,
+    ".parquet": parquet,
+    ".arrow": arrow,
+    ".warc": warc,
+    ".wet": warc,
+    ".wat": wat,
+}
 
 
 def cut(files: list[InputFile], partition_bytes: int, settings: InputConfig) -> list[Piece]:

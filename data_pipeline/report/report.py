@@ -11,7 +11,7 @@ from data_pipeline.config import DataPipelineConfig
 from data_pipeline.filters.measure import Rule
 from data_pipeline.read.rows import source_label
 from data_pipeline.report import charts
-from data_pipeline.report.statistics import HOST_SAMPLE, READ, StageStatistics, Tally, by_key, by_source, total
+from data_pipeline.report.statistics import HOST_SAMPLE, OPT_OUT, READ, StageStatistics, Tally, by_key, by_source, total
 from data_pipeline.stages import STAGES
 from data_pipeline.write import NAME as SHARDS
 from llama_foundation.compose import dump
@@ -19,6 +19,7 @@ from llama_foundation.files import publish_text
 
 MOST_HOSTS = 25
 MOST_LANGUAGES = 40
+MOST_SOURCES = 100
 
 _OFFENSIVE = ("nsfw", "dirty", "bad_word", "flagged", "adult", "obscen", "profan", "porn")
 """Examples of a stage or rule with one of these in its name are hidden until they are asked for."""
@@ -50,7 +51,7 @@ def write_report(
     texts = total(shards.kept)[1]
     tokens = {split: token_count(shards, split) for split in ("train", "validation")}
     per_byte = sum(tokens.values()) / texts if texts else 0
-    languages = _languages(filters)
+    sources, languages = _sources(filters, shards), _languages(filters)
     page = environment.get_template("report.html.j2").render(
         config=config,
         settings=dump(config),
@@ -60,7 +61,8 @@ def write_report(
         tokens_per_byte=per_byte,
         stages=[_stage(stage, _rules(stage, config), per_byte) for stage in filters],
         seconds=[_time(stage) for stage in stages],
-        sources=_sources(filters, shards),
+        sources=sources[:MOST_SOURCES],
+        more_sources=len(sources[MOST_SOURCES:]),
         languages=languages[:MOST_LANGUAGES],
         more_languages=len(languages[MOST_LANGUAGES:]),
         funnel=charts.funnel([("input", by_source(stages[0].seen))] + [(s.stage, by_source(s.kept)) for s in filters]),
@@ -71,6 +73,7 @@ def write_report(
         personal=[(name, count) for s in filters if s.stage in _PERSONAL for name, count in _by_count(s.edits)],
         contamination=contamination,
         hosts=hosts(stages),
+        opted_out=shards.noted.get(OPT_OUT, 0),
         licenses=sorted(shards.licenses.items(), key=lambda item: -item[1][1]),
     )
     publish_text(path, page)
@@ -93,9 +96,9 @@ def _stage(stage: StageStatistics, rules: list[Rule], tokens_per_byte: float) ->
         "seen": seen,
         "kept": kept,
         "dropped": dropped,
-        "tokens": round(dropped[1] * tokens_per_byte),
+        "is_text": stage.stage != READ,  # what could not be read may be pictures
         "edited_bytes": seen[1] - dropped[1] - kept[1],
-        "abstained": _by_count(stage.abstained),
+        "abstained": together(stage.abstained, f"{stage.stage}."),
         "edits": _by_count(stage.edits),
         "noted": _by_count(stage.noted),
         "rules": sorted(rows, key=lambda row: -row["tally"][0]),
@@ -150,15 +153,19 @@ def _time(stage: StageStatistics) -> dict[str, Any]:
 
 
 def _sources(filters: list[StageStatistics], shards: StageStatistics) -> list[dict[str, Any]]:
-    """Return one row per source: what every stage left of it."""
+    """Return one row per source: what every stage left of it, and for which reasons the rest was dropped."""
     seen = by_source(filters[0].seen)
-    kept = [by_source(stage.kept) for stage in filters]
+    kept = [(stage.stage, by_source(stage.kept)) for stage in filters]
+    dropped: dict[str, list[tuple[str, Tally]]] = {}
+    for source, reasons in ((source, reasons) for stage in filters for source, reasons in stage.dropped.items()):
+        dropped.setdefault(source, []).extend(reasons.items())
     return [
         {
             "name": source,
             "seen": seen[source],
-            "left": [each.get(source, [0, 0])[0] for each in kept],
-            "kept": kept[-1].get(source, [0, 0]),
+            "left": [(name, each.get(source, [0, 0])) for name, each in kept],
+            "kept": kept[-1][1].get(source, [0, 0]),
+            "reasons": sorted(dropped.get(source, []), key=lambda item: (-item[1][0], item[0])),
             "tokens": sum(shards.tokens.get(source, {}).values()),
         }
         for source in sorted(seen, key=lambda source: -seen[source][1])
@@ -224,6 +231,14 @@ def _offensive(name: str) -> bool:
 
 def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def together(counts: dict[str, int], prefix: str = "") -> list[tuple[int, list[str]]]:
+    """Return (documents, the rules that abstained on so many), largest first: most rules abstain on the same ones."""
+    rules: dict[int, list[str]] = {}
+    for name, documents in sorted(counts.items()):
+        rules.setdefault(documents, []).append(name.removeprefix(prefix))
+    return sorted(rules.items(), reverse=True)
 
 
 def megabytes(size: int) -> str:

@@ -24,6 +24,9 @@ is found with a standard error of sqrt(p (1 - p) / 1000), and exactly where ther
 
 UNKNOWN_LANGUAGE = "unknown"
 NO_LICENSE = "none stated"
+OPT_OUT = "shards.opt_out"
+"""Note of documents in the shards that state an opt-out."""
+
 READ = "read"
 
 Tally = list[int]
@@ -116,7 +119,20 @@ class StageStatistics:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "StageStatistics":
-        return cls(**value)
+        """Take back what `to_json` gave.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        theirs = cls(**value)
+        if not isinstance(theirs.stage, str):
+            raise TypeError(f"stage {theirs.stage!r}")
+        made = cls(theirs.stage)
+        try:
+            made.merge(theirs)  # what this cannot add up, nothing can
+        except (AttributeError, LookupError, ValueError) as error:
+            raise TypeError(f"no statistics of {made.stage}: {error}") from error
+        return made
 
     def reasons(self) -> dict[str, Tally]:
         """Return reason -> tally over all sources, the most frequent first."""

@@ -213,7 +213,8 @@ def _check_consistent(path: Path, index: PackIndex, sequence_length: int, shard_
     total, first_piece = 0, 0
     for first in range(0, len(index.starts), _CHUNK):
         starts, lengths = index.starts[first : first + _CHUNK], index.lengths[first : first + _CHUNK].astype(np.int64)
-        if lengths.min() < 1 or starts.min() < 0 or (starts + lengths).max() > shard_tokens:
+        # compared before anything is added, so that no sum can overflow
+        if lengths.min() < 1 or starts.min() < 0 or (starts > shard_tokens - lengths).any():
             raise DataError(f"{path}: a piece lies outside its shard of {shard_tokens} tokens; run llama-pack again")
         total += int(lengths.sum())
     for first in range(0, len(index.ends), _CHUNK):
@@ -272,7 +273,9 @@ def read_pack_manifest(shards: ShardSet, sequence_length: int) -> PackManifest:
             block_tokens=checked_count(path, "block_tokens", value["block_tokens"], least=1),
             block_bytes=checked_count(path, "block_bytes", value["block_bytes"], least=1),
             files=tuple(_pack_file(path, file) for file in value["files"]),
-            statistics=PackStatistics(**value["statistics"]),
+            statistics=PackStatistics(
+                **{name: checked_count(path, name, count) for name, count in value["statistics"].items()}
+            ),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: is not a manifest ({type(error).__name__}: {error}); run {command} again") from error

@@ -1,5 +1,7 @@
 """Reads shards by mmap: opening looks at sizes and manifests, a block is verified when it is first read."""
 
+from __future__ import annotations
+
 import difflib
 import functools
 import hashlib
@@ -7,11 +9,9 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipeline.shards.format import Index, parse_index
 from data_pipeline.shards.manifest import (
@@ -28,6 +28,10 @@ from data_pipeline.shards.manifest import (
 )
 from llama_foundation.errors import DataError
 from llama_foundation.files import checksum
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _MOST_OPEN = 64  # shards of one set; each holds two file descriptors, and 1,024 is a common limit
 
@@ -137,6 +141,8 @@ class ShardSet:
         return open_provenance(self.directory / file.name, mapped, entry.documents)
 
     def _read_row_group(self, shard: int, group: int) -> pa.Table:
+        import pyarrow as pa
+
         parquet, _ = self._provenance(shard)
         try:
             return parquet.read_row_group(group)
@@ -275,6 +281,9 @@ def open_provenance(path: Path, mapped: memoryview, documents: int) -> tuple[pq.
     Raises:
         DataError: it is not Parquet or does not have a row for every document.
     """
+    import pyarrow as pa  # late: only who asks for a document's source needs it, a training start does not
+    import pyarrow.parquet as pq
+
     try:
         parquet = pq.ParquetFile(pa.BufferReader(pa.py_buffer(mapped)))
     except (pa.ArrowException, OSError) as error:

@@ -146,8 +146,8 @@ def _find_tag(directory: Path) -> Path:
     for pointer in ("latest", "latest_universal"):
         if (directory / pointer).is_file():
             name = (directory / pointer).read_text(encoding="utf-8", errors="replace").strip()
-            if not re.fullmatch(r"[\w.-]+", name) or not _is_tag(directory / name):
-                raise CheckpointError(f"{directory / pointer}: names {name!r}, which is no checkpoint beside it")
+            if not re.fullmatch(r"[\w.-]{1,200}", name) or not _is_tag(directory / name):
+                raise CheckpointError(f"{directory / pointer}: names {name[:200]!r}, which is no checkpoint beside it")
             return directory / name
     raise CheckpointError(f"{directory}: no checkpoint of DeepSpeed")
 
@@ -333,6 +333,9 @@ def _parameter_shapes(tag: Path) -> list[dict[str, tuple[int, ...]]]:
         if not isinstance(shapes, list) or not all(isinstance(group, dict) for group in shapes):
             raise CheckpointError(f"{path}: param_shapes is missing; saved without ZeRO?")
         groups.extend({str(name): tuple(shape) for name, shape in group.items()} for group in shapes)
+        for name, shape in (item for group in groups for item in group.items()):
+            if not all(type(size) is int and 0 <= size < 2**40 for size in shape) or len(shape) > 4:
+                raise CheckpointError(f"{path}: {name} is of shape {str(shape)[:80]}")
         return {}
 
     PickledTensors(path, _STAND_INS, pick)

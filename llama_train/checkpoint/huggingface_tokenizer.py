@@ -74,7 +74,7 @@ def special_tokens(files: dict[str, Path]) -> SpecialTokens:
     try:
         settings = json.loads(files["tokenizer_config.json"].read_bytes())
         named = [settings.get(field) for field in ("bos_token", "eos_token")]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{files['tokenizer_config.json']}: cannot be read: {error}") from error
     texts = [token.get("content") if isinstance(token, dict) else token for token in named]
     bos, eos = (tokenizer.token_to_id(text) if isinstance(text, str) else None for text in texts)

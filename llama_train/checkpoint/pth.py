@@ -5,6 +5,7 @@ pickle is read by torch's weights-only loader, after its classes have been compa
 somebody has allowed that loader.
 """
 
+import math
 import pickle
 import pickletools
 import struct
@@ -36,6 +37,7 @@ ALLOWED = frozenset(
 """The only classes and functions a .pth file may name."""
 
 _MOST_PICKLE_BYTES = 64 * 2**20  # names and shapes; those of a 405B model take 0.2 MiB
+_MOST_ELEMENTS = 2**50
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip entry: the lengths of its name and of its extra field
 
 
@@ -61,19 +63,24 @@ class PickledTensors:
         self.path = path
         self.tensors: dict[str, TensorEntry] = {}
         self._begin: dict[str, int] = {}
-        _check_archive(path, ALLOWED | stand_ins.keys())
-        size = path.stat().st_size
-        for name, tensor in pick(_described(path, stand_ins)).items():
+        sizes = _check_archive(path, ALLOWED | stand_ins.keys())
+        for name, tensor in _picked(path, stand_ins, pick).items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                 raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
             if tensor.dtype not in DTYPES.values() or not tensor.is_contiguous():
                 raise CheckpointError(f"{path}: {name}: not a contiguous tensor of {', '.join(DTYPES)}")
             item = tensor.dtype.itemsize
             storage = tensor.untyped_storage()
+            # numel() is of 64 bits, and sizes can be chosen so that it comes out small
+            elements = math.prod(size for size in tensor.shape if size)
+            if min((tensor.storage_offset(), *tensor.shape)) < 0 or elements > _MOST_ELEMENTS:
+                raise CheckpointError(f"{path}: {name}: of shape {list(tensor.shape)} at {tensor.storage_offset()}")
             # where torch.load says, under FakeTensorMode, that the storage's bytes are
-            self._begin[name] = storage._checkpoint_offset + tensor.storage_offset() * item
-            held = storage.nbytes() - tensor.storage_offset() * item
-            if tensor.numel() * item > min(held, size - self._begin[name]):
+            begin = storage._checkpoint_offset
+            self._begin[name] = begin + tensor.storage_offset() * item
+            # the pickle says how large a storage is, and the archive; what is read must lie in the archive's
+            held = min(storage.nbytes(), sizes.get(begin, 0)) - tensor.storage_offset() * item
+            if math.prod(tensor.shape) * item > max(held, 0):
                 raise CheckpointError(f"{path}: {name} is larger than its bytes in the file; truncated?")
             self.tensors[name] = TensorEntry(tensor.dtype, tuple(tensor.shape))
 
@@ -91,6 +98,16 @@ class PickledTensors:
         return torch.from_numpy(part).view(entry.dtype)
 
 
+def _picked(
+    path: Path, stand_ins: Mapping[str, Any], pick: Callable[[dict[Any, Any]], dict[Any, Any]]
+) -> dict[Any, Any]:
+    value = _described(path, stand_ins)
+    try:
+        return pick(value)
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not laid out as it should be: {type(error).__name__}: {error}") from error
+
+
 def _described(path: Path, stand_ins: Mapping[str, Any]) -> dict[Any, Any]:
     """Run the weights-only loader with tensors that have no memory."""
     with FakeTensorMode(), torch.serialization.safe_globals([(made, name) for name, made in stand_ins.items()]):
@@ -100,10 +117,17 @@ def _described(path: Path, stand_ins: Mapping[str, Any]) -> dict[Any, Any]:
     return value
 
 
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, AttributeError, OverflowError),
+    *(AssertionError, struct.error, pickle.UnpicklingError),
+)
+"""What torch's loader ends with, depending on where a file is damaged."""
+
+
 def _loaded(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"{path}: damaged or not readable: {(str(error) or repr(error)).splitlines()[0]}"
         ) from error
@@ -119,7 +143,7 @@ def pickled_number(path: Path) -> float:
     value = _loaded(path)
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or not abs(value) < 2**53:
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a number")
     return float(value)
 
@@ -153,16 +177,29 @@ def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + _LOCAL_HEADER.size + name + extra
 
 
-def _check_archive(path: Path, allowed: Set[str]) -> None:
-    """Look through the pickle, without running it, for every class and function that it names."""
+def _check_archive(path: Path, allowed: Set[str]) -> dict[int, int]:
+    """Look through the pickle, without running it, for every class and function that it names.
+
+    Returns:
+        Where in the file each entry of the archive begins, and how many bytes it has.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            pickles = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+            # torch finds entries whatever the case of their names, so that two could be meant by one
+            entries = {entry.filename.lower(): entry for entry in archive.infolist()}
+            if len(entries) != len(archive.infolist()):
+                raise CheckpointError(f"{path}: has an entry twice, so that it is not known which would be read")
+            pickles = [entry for name, entry in entries.items() if name.endswith("/data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLE_BYTES:
                 raise CheckpointError(f"{path}: {len(pickles)} data.pkl; it must have one, of at most 64 MiB")
+            for entry in entries.values():  # small ones could unpack to anything; torch packs none
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                    raise CheckpointError(f"{path}: {entry.filename} is compressed, which torch.save never does")
             data = archive.read(pickles[0])
-            order = pickles[0].filename.removesuffix("data.pkl") + "byteorder"
-            if order in archive.namelist() and archive.read(order) != b"little":
+            with open(path, "rb") as file:
+                sizes = {_data_offset(file, entry): entry.file_size for entry in entries.values()}
+            order = entries.get(pickles[0].filename.lower().removesuffix("data.pkl") + "byteorder")
+            if order is not None and (order.file_size > 8 or archive.read(order) != b"little"):
                 raise CheckpointError(f"{path}: not little-endian; only that is read")
         for operation, argument, _ in pickletools.genops(data):
             if operation.name in ("GLOBAL", "INST"):
@@ -174,9 +211,21 @@ def _check_archive(path: Path, allowed: Set[str]) -> None:
                     )
             elif operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
                 raise CheckpointError(f"{path}: names classes in a way ({operation.name}) that torch.save does not")
+        size = path.stat().st_size
+        if any(begin + held > size for begin, held in sizes.items()):
+            raise CheckpointError(f"{path}: truncated: an entry of its archive ends behind it")
+        return sizes
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        LookupError,
+        struct.error,
+    ) as error:
         raise CheckpointError(
             f"{path}: truncated, or not a .pth file in the zip form of torch 1.6 or later: {error}"
         ) from error

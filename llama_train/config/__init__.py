@@ -126,6 +126,7 @@ class TrainConfig:
                 f"schedule.warmup_steps={self.schedule.warmup_steps} and schedule.decay_steps="
                 f"{self.schedule.decay_steps} do not fit into {total} steps"
             )
+        self.survive.deadlines.check(self.engine.timeout_seconds)
         self.logging.check(self.steps)
         parse_faults(self.fault)
         at_least("engine.garbage_collection_every", self.engine.garbage_collection_every, 0)

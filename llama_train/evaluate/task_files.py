@@ -14,6 +14,7 @@ The kind of a task is seen from the fields of its first line:
 import difflib
 import gzip
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,9 +189,9 @@ def _read_examples(path: Path, limit: int) -> tuple[str, list[dict[str, Any]]]:
                 kind = kind or kind_of(example, f"{path}: line {number}")
                 _check_example(example, kind, f"{path}: line {number}")
                 examples.append(example)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: line {number} is not JSON: {error}") from error
     if not examples:
         raise DataError(f"{path}: holds no example")

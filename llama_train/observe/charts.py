@@ -4,6 +4,7 @@ import io
 import logging
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,6 +26,10 @@ _COLOURS = {
     "series-2": "#050505",
     "series-3": "#060606",
     "series-4": "#070707",
+    "series-5": "#080808",
+    "series-6": "#090909",
+    "series-7": "#0a0a0a",
+    "series-8": "#0b0b0b",
 }
 """Colours that stand for CSS variables of the page; they are exchanged in the finished SVG."""
 
@@ -95,12 +100,25 @@ class Chart:
             if self.logarithmic:
                 self._axes.set_yscale("log")
 
-    def curve(self, x: np.ndarray, y: np.ndarray, colour: str, name: str | None = None, faint: bool = False) -> None:
-        """Draw `y` over `x`; a long one as its mean, within a band from its lowest to its highest values."""
+    def curve(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        colour: str,
+        name: str | None = None,
+        faint: bool = False,
+        dashes: tuple[float, ...] = (),
+    ) -> None:
+        """Draw `y` over `x`; a long one as its mean, within a band from its lowest to its highest values.
+
+        Args:
+            dashes: lengths of dashes and gaps, in widths of the line; none: solid.
+        """
         drawn = downsample(x, y)
         if drawn.low is not None:
             self._axes.fill_between(drawn.x, drawn.low, drawn.high, color=_COLOURS[colour], alpha=0.2, linewidth=0)
-        style = {"alpha": 0.35, "linewidth": 0.9} if faint else {}
+        style: dict[str, Any] = {"alpha": 0.35, "linewidth": 0.9} if faint else {}
+        style |= {"dashes": dashes} if dashes else {}
         marker = "o" if len(x) == 1 else None
         self._axes.plot(drawn.x, drawn.y, color=_COLOURS[colour], label=name, marker=marker, **style)
 
@@ -120,6 +138,10 @@ class Chart:
     def from_zero(self) -> None:
         """Let the y axis begin at zero."""
         self._axes.set_ylim(bottom=0, top=self._axes.get_ylim()[1] * 1.05)
+
+    def up_to(self, top: float) -> None:
+        """Let the y axis end at `top`; what is above is cut off."""
+        self._axes.set_ylim(top=top)
 
     def svg(self) -> str:
         """Return the finished chart."""

@@ -1,7 +1,9 @@
 """summary.json: a run in a dozen numbers."""
 
+import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,29 @@ from llama_foundation.errors import RunError
 from llama_foundation.files import publish_json
 from llama_train.observe.ledger import ledger
 from llama_train.observe.metrics import history
+
+
+def final_loss(losses: Sequence[float]) -> float:
+    """Return the mean training loss of the last tenth of the steps: one step's is too noisy to rank runs by."""
+    return statistics.fmean(losses[-max(len(losses) // 10, 1) :]) if len(losses) else math.nan
+
+
+def objective(directory: Path) -> float | None:
+    """Return what a search over settings minimises of a run, in nats per token.
+
+    It is the loss of the last validation, or `final_loss` where the run validates nothing; None if the run is not
+    finished, or the loss is not a number.
+    """
+    try:
+        summary = json.loads((directory / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if not summary["finished"]:
+        return None
+    loss = summary["validation_loss"]
+    if loss is None:
+        loss = final_loss([step["loss"] for step in history(directory / "metrics.jsonl")])
+    return float(loss) if math.isfinite(loss) else None
 
 
 def write_summary(path: Path, metrics: Path, finished: bool, **paths: Path | str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 from llama_foundation import compose
 from llama_foundation.errors import ConfigError, RunError
@@ -62,16 +63,14 @@ def _run(path: Path, hardware: Hardware) -> tuple[float, float]:
 
 def _benchmark(path: Path, hardware: Hardware) -> tuple[float, float]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         rows = {row["name"]: row for row in content["rows"]}
         results = {name: result for name, result in content["results"].items() if name in rows}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        measured = [(rows[name], _speed(result)) for name, result in results.items() if _is_ours(rows[name], result)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"plan.calibrate={path}: is no result of benchmarks/gpu.py: {error}") from error
     pairs = []
-    for name, result in results.items():
-        row = rows[name]
-        if result.get("status") != "measured" or row["library"] != "native" or row["documents"]:
-            continue
+    for row, speed in measured:
         overrides = [
             "model=llama3_8b",
             "steps=1",
@@ -84,12 +83,34 @@ def _benchmark(path: Path, hardware: Hardware) -> tuple[float, float]:
             "data.shards=none",
             *row["settings"],
         ]
-        config = compose.compose("train", TrainConfig, overrides)
+        try:
+            config = compose.compose("train", TrainConfig, overrides)
+        except ConfigError as error:
+            raise ConfigError(f"plan.calibrate={path}: row {row['name']}: {error}") from error
         layout = resolve_layout(config, 1)
         time = step_time(config, layout, hardware, config.data.sequence_length, config.data.batch_size)
-        pairs.append((result["tokens_per_second"], time.tokens_per_second_per_device))
+        pairs.append((speed, time.tokens_per_second_per_device))
     if not pairs:
         raise ConfigError(f"plan.calibrate={path}: has no measured row of ours; run benchmarks/gpu.py again")
     factor = statistics.median(measured / predicted for measured, predicted in pairs)
     predicted = statistics.median(predicted for _, predicted in pairs)
     return factor * predicted, predicted
+
+
+def _is_ours(row: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Whether a row of the benchmark is one that the plan can be held against; its values must be of their types."""
+    if result.get("status") != "measured" or row["library"] != "native" or row["documents"]:
+        return False
+    sizes, settings = (row["sequence_length"], row["micro_batch_size"]), row["settings"]
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+        raise ValueError(f"sizes {sizes}")
+    if not isinstance(settings, list) or not all(isinstance(setting, str) for setting in settings):
+        raise ValueError(f"settings {settings!r}")
+    return True
+
+
+def _speed(result: dict[str, Any]) -> float:
+    speed = result["tokens_per_second"]
+    if type(speed) not in (int, float) or not 0 < speed < 1e12:
+        raise ValueError(f"tokens_per_second {str(speed)[:80]}")
+    return float(speed)

@@ -22,7 +22,13 @@ def expected_goodput(
     """Return what `llama_train.survive.goodput` expects; None where no rate of faults was given."""
     if settings.faults_per_device_hour is None:
         return None
-    job = Job(settings.faults_per_device_hour, devices, settings.restart_seconds, settings.stall_seconds)
+    job = Job(
+        settings.faults_per_device_hour,
+        devices,
+        settings.restart_seconds,
+        settings.stall_seconds,
+        settings.write_seconds,
+    )
     every = max(round(best_interval(job, least_seconds=seconds_of_a_step) / seconds_of_a_step), 1)
     planned = goodput(job, checkpoint_every * seconds_of_a_step) if checkpoint_every else None
     hours = job.mean_seconds_between_faults / 3600

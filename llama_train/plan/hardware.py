@@ -80,13 +80,16 @@ def read_accelerator(name: str, folder: Path = ACCELERATORS) -> Accelerator:
             f"cluster.accelerator={name} is not known; {hint}Known: {', '.join(known)}. To add one, copy one of "
             f"{folder} to {name}.yaml and put in the datasheet's figures"
         )
-    figures = yaml.safe_load(path.read_text())
+    try:
+        figures = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     wanted = [field for field in Accelerator.__dataclass_fields__ if field != "name"]
     if not isinstance(figures, dict) or set(figures) != set(wanted):
         raise ConfigError(f"{path}: must have exactly the figures {', '.join(wanted)}")
     for key, value in figures.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"{path}: {key}={value} must be a number above 0")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
+            raise ConfigError(f"{path}: {key}={str(value)[:80]} must be a number above 0")
     return Accelerator(name, **{key: float(value) for key, value in figures.items()})
 
 

@@ -208,7 +208,8 @@ def goodput_lines(config: PlanConfig, seen: Goodput, days: float) -> list[str]:
     settings = config.plan
     lines = [
         f"a fault every {seen.hours_between_faults:,.2f} hours ({settings.faults_per_device_hour:.3g} per device and "
-        f"hour), restarts of {settings.restart_seconds:g} s, {settings.stall_seconds:g} s a checkpoint:"
+        f"hour), restarts of {settings.restart_seconds:g} s, {settings.stall_seconds:g} s of waiting for a checkpoint, "
+        f"which is whole {settings.write_seconds:g} s later:"
     ]
     if seen.planned is None:
         lines.append("  checkpoint.every=0: a fault loses everything")

@@ -23,6 +23,7 @@ class PlanSettings:
     faults_per_device_hour: float | None = None  # say what is left of the time; Llama 3 had 419 / (16,384 × 54 × 24)
     restart_seconds: float = 300.0  # assumed: from a fault to the next new step
     stall_seconds: float = 5.0  # assumed: that one checkpoint keeps the steps waiting
+    write_seconds: float = 60.0  # assumed: after which it is whole; a fault before goes back to the one before
     pue: float = 1.1  # power usage effectiveness ("LLaMA", section 6)
     kg_co2e_per_kwh: float = 0.385  # US average ("LLaMA", section 6)
 
@@ -33,7 +34,7 @@ class PlanSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"plan.{name}={value} must be between {low} and {high}")
-        for name in ("faults_per_device_hour", "restart_seconds", "stall_seconds"):
+        for name in ("faults_per_device_hour", "restart_seconds", "stall_seconds", "write_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1e6:
                 raise ConfigError(f"plan.{name}={value} must be between 0 and 1,000,000")

@@ -19,6 +19,7 @@ from llama_foundation.errors import ConfigError
 from llama_foundation.files import publish_text
 from llama_train.config import EngineName, Precision, TrainConfig
 from llama_train.engine.deepspeed.checks import check_deepspeed, check_installed
+from llama_train.engine.deepspeed.config_file import read_config_file
 from llama_train.prove.case import Case, fault_applies
 from llama_train.prove.matrix import ROOM, full_cases, reduced_cases
 from llama_train.prove.own import own_cases
@@ -112,9 +113,13 @@ def _choose_zero(training: TrainConfig, config: ProveConfig) -> tuple[TrainConfi
     check_installed()
     small, notes = shrink(training, Room(layers=2), config.precision)
     small, clipped = always_clipped(small)
-    if small.engine.config_file is not None:
-        notes.append("engine.config_file: not proven; it only passes on what changes no result")
-        small.engine.config_file = None
+    if training.engine.config_file is not None:
+        read_config_file(training, accumulation=None)
+        if config.prove.matrix is Matrix.own:
+            notes.append("engine.config_file: proven with sizes that fit the shrunk model")
+        else:
+            notes.append("engine.config_file: only in prove.matrix=own")
+            small.engine.config_file = None
     if config.prove.matrix is not Matrix.own:
         notes += _compile_seldom(small)
     return small, zero_cases(config.prove.matrix, small), [*notes, *clipped]

@@ -13,6 +13,7 @@ from llama_train.config import ActivationCheckpointing, AttentionName, ContextMe
 from llama_train.prove.case import BATCH_SIZE, NATIVE, Case, Variant, part
 from llama_train.prove.harness import FLOAT64, Differences, compare, make_shards, results, run_case
 from llama_train.prove.shrink import SEQUENCE_LENGTH, STEPS
+from llama_train.prove.zero_sizes import with_shrunk_sizes
 
 FIRST_STEPS = 5
 """How many steps are held against the spread: later ones drift apart by themselves."""
@@ -67,7 +68,7 @@ def outcomes(cases: list[Case], config: TrainConfig, work: Path, fault: str | No
     Raises:
         RunError: a reference failed.
     """
-    config = _with_shards(config, work)
+    config = with_shrunk_sizes(_with_shards(config, work), work)
     references: dict[str, tuple[Path, Differences]] = {}
     looked_at: dict[str, set[int]] = {}
     for case in cases:

@@ -34,7 +34,8 @@ def zero_cases(matrix: Matrix, config: TrainConfig) -> list[Case]:
 
 
 def _own(config: TrainConfig) -> list[Case]:
-    own = {each.name: getattr(config.engine, each.name) for each in fields(EngineConfig) if each.name != "precision"}
+    names = {each.name for each in fields(EngineConfig)} - {"precision", "config_file"}  # the same in all cases
+    own = {name: getattr(config.engine, name) for name in names}
     assert own["zero_stage"] is not None
     return [
         Case("1 process, 8 micro-batches", (part(STEPS, {"micro_batch_size": 1}, own),)),
@@ -75,7 +76,8 @@ def _full(config: TrainConfig) -> list[Case]:
 
 def zero(stage: int, more: Settings | None = None) -> Settings:
     """Return the engine's settings for a ZeRO stage, without offloading, and `more`."""
-    return NATIVE | {"name": EngineName.deepspeed, "zero_stage": stage} | (more or {})
+    others = {name: value for name, value in NATIVE.items() if name != "config_file"}
+    return others | {"name": EngineName.deepspeed, "zero_stage": stage} | (more or {})
 
 
 def _case(world: int, engine: Settings, variant: Variant | None = None, note: str = "") -> Case:

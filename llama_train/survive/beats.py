@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -44,57 +45,60 @@ class Board:
     """
 
     def __init__(self, store: Any, world: int) -> None:
-        self._store = store.clone()  # another thread may be waiting on the connection that we were given
+        self.store = store.clone()  # another thread may be waiting on the connection that we were given
         self._world = world
-        self._prefix = f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self.prefix = f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
     def write(self, beat: Beat) -> None:
-        self._store.set(self._key(beat.rank), json.dumps(asdict(beat)))
+        self.store.set(self._key(beat.rank), json.dumps(asdict(beat)))
 
-    def read(self) -> dict[int, Beat]:
-        """Return the last beat of every rank that ever wrote one."""
-        keys = [self._key(rank) for rank in range(self._world)]
-        if not self._store.check(keys):
-            keys = [key for key in keys if self._store.check([key])]
-        beats = [Beat(**json.loads(value)) for value in self._store.multi_get(keys)] if keys else []
+    def read(self, ranks: Collection[int] | None = None) -> dict[int, Beat]:
+        """Return the last beat of every rank, or of `ranks`, that ever wrote one."""
+        keys = [self._key(rank) for rank in (range(self._world) if ranks is None else ranks)]
+        if not self.store.check(keys):
+            keys = [key for key in keys if self.store.check([key])]
+        beats = [Beat(**json.loads(value)) for value in self.store.multi_get(keys)] if keys else []
         return {beat.rank: beat for beat in beats}
 
     def accuse(self, failure: str) -> str:
         """Publish why the job ends; return what was published first, by whomever."""
-        return self._store.compare_set(f"{self._prefix}/failure", "", failure).decode()
+        return self.store.compare_set(f"{self.prefix}/failure", "", failure).decode()
 
     def failure(self) -> str | None:
         """Return why the job ends, if anybody said so."""
-        key = f"{self._prefix}/failure"
-        return self._store.get(key).decode() if self._store.check([key]) else None
+        key = f"{self.prefix}/failure"
+        return self.store.get(key).decode() if self.store.check([key]) else None
 
-    def watch(self, me: int) -> tuple[dict[int, Beat], list[int]]:
-        """Look at everybody for up to SILENT_SECONDS; return the last beats and the ranks that made no sign.
+    def watch(self, me: int, ended: Callable[[], list[int]]) -> tuple[dict[int, Beat], list[int], list[int]]:
+        """Look at everybody for up to SILENT_SECONDS; return the last beats, the ranks that made no sign, and `ended`.
 
-        It ends early when everybody made one, or when another rank has published why the job ends.
+        It ends early when everybody made one, when another rank has published why the job ends, or when `ended`, the
+        ranks whose processes are seen to be gone, returns some.
         """
         before = self.read()
         end = time.monotonic() + SILENT_SECONDS
         silent = sorted(set(range(self._world)) - {me})
-        now = before
-        while silent and time.monotonic() < end and self.failure() is None:
-            time.sleep(INTERVAL_SECONDS / 2)
-            now = self.read()
+        now, gone = before, ended()
+        while silent and not gone and time.monotonic() < end and self.failure() is None:
+            time.sleep(INTERVAL_SECONDS / 4)
+            now, gone = self.read(), ended()
             silent = [r for r in silent if r not in now or (r in before and now[r].count == before[r].count)]
-        return now, silent
+        return now, silent, gone
 
     def _key(self, rank: int) -> str:
-        return f"{self._prefix}/beat/{rank}"
+        return f"{self.prefix}/beat/{rank}"
 
 
-def culprit(beats: dict[int, Beat], silent: list[int], world: int) -> str:
+def culprit(beats: dict[int, Beat], silent: Sequence[int], world: int, ended: Sequence[int] = ()) -> str:
     """Name, in one line, the rank that the others wait for.
 
-    It is a silent one; else the one that is furthest behind; else the only one that does not wait for the others.
+    It is one whose process has ended; else a silent one; else the one that is furthest behind; else the only one that
+    does not wait for the others.
     """
-    if silent:
-        names = ", ".join(_silent(rank, beats.get(rank)) for rank in silent[:8])
-        return names if len(silent) <= 8 else f"{names} and {len(silent) - 8} more"
+    if silent or ended:
+        what, ranks = ("dead", ended) if ended else ("dead or stopped", silent)
+        names = ", ".join(_lost(rank, beats.get(rank), what) for rank in ranks[:8])
+        return names if len(ranks) <= 8 else f"{names} and {len(ranks) - 8} more"
     furthest_behind = min((beat.step, beat.part) for beat in beats.values())
     behind = [beat for beat in beats.values() if (beat.step, beat.part) == furthest_behind]
     if len(behind) < len(beats):
@@ -114,10 +118,10 @@ def _where(beat: Beat) -> str:
     return f"step {beat.step}, phase {beat.phase}, for {_age(beat):.0f} s, at {beat.place}"
 
 
-def _silent(rank: int, beat: Beat | None) -> str:
+def _lost(rank: int, beat: Beat | None, what: str) -> str:
     if beat is None:
-        return f"rank {rank} never gave a sign of life"
-    return f"{beat} is dead or stopped: last seen in step {beat.step}, phase {beat.phase}, {_age(beat):.0f} s ago"
+        return f"rank {rank} {'ended before it gave' if what == 'dead' else 'never gave'} a sign of life"
+    return f"{beat} is {what}: last seen in step {beat.step}, phase {beat.phase}, {_age(beat):.0f} s ago"
 
 
 def _age(beat: Beat) -> float:

@@ -1,8 +1,8 @@
 """How much of its time a job trains, given how often it fails: in closed form, and by rolling dice.
 
 Failures come at random at a constant rate for every device (a Poisson process), so that of the job is their sum. A
-failure loses what was trained since the last checkpoint and then `restart_seconds`. During a restart the job may fail
-again.
+failure loses what was trained since the last whole checkpoint and then `restart_seconds`. During a restart the job may
+fail again.
 """
 
 import math
@@ -21,6 +21,7 @@ class Job:
     devices: int
     restart_seconds: float  # from a failure to the first new step: found, scheduled, started, loaded
     stall_seconds: float = 0.0  # that one checkpoint keeps the loop waiting
+    write_seconds: float = 0.0  # from the end of the stall until the checkpoint can be loaded; at most an interval
 
     @property
     def mean_seconds_between_faults(self) -> float:
@@ -34,15 +35,17 @@ def goodput(job: Job, interval_seconds: float) -> float:
 
     Daly (2006, "A higher order estimate of the optimum checkpoint interval", eq. 20): with rate r = 1 / mean seconds
     between faults, `interval + stall` seconds of work take exp(r restart) (exp(r (interval + stall)) - 1) / r seconds.
+    A fault while a checkpoint is still being written goes back to the one before: on average that loses `write_seconds`
+    more, which are counted as part of the restart. Two are never written at once: the loop waits for the one before.
     """
     mean = job.mean_seconds_between_faults
-    work = interval_seconds + job.stall_seconds
+    work = interval_seconds + job.stall_seconds + max(job.write_seconds - interval_seconds, 0.0)
     if math.isinf(mean):
         return interval_seconds / work
-    exponent = (job.restart_seconds + work) / mean
-    if exponent > 700:  # beyond float64: nothing ever lasts
+    lost = job.restart_seconds + job.write_seconds
+    if (lost + work) / mean > 700:  # beyond float64: nothing ever lasts
         return 0.0
-    return interval_seconds / (mean * math.exp(job.restart_seconds / mean) * math.expm1(work / mean))
+    return interval_seconds / (mean * math.exp(lost / mean) * math.expm1(work / mean))
 
 
 def best_interval(job: Job, least_seconds: float = 1.0, most_seconds: float = 30 * DAY) -> float:
@@ -68,7 +71,7 @@ def most_restart_seconds(target: float, job: Job, interval_seconds: float) -> fl
     """
     mean = job.mean_seconds_between_faults
     work = interval_seconds + job.stall_seconds
-    return mean * math.log(interval_seconds / (target * mean * math.expm1(work / mean)))
+    return mean * math.log(interval_seconds / (target * mean * math.expm1(work / mean))) - job.write_seconds
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,12 @@ class Simulated:
 
 
 def simulate(job: Job, interval_seconds: float, seconds: float, seed: int) -> Simulated:
-    """Roll dice for at least `seconds` of wall time, fault by fault, and end with a checkpoint."""
+    """Roll dice for at least `seconds` of wall time, fault by fault, and end with a checkpoint.
+
+    The checkpoint that a restart begins from is whole; one that is still being written at a fault is lost with all
+    that was trained for it.
+    """
+    assert job.write_seconds <= interval_seconds, (job, interval_seconds)
     dice = random.Random(seed)
     rate = 1 / job.mean_seconds_between_faults
     faults, trained, recomputed, restarting, stalled, now = 0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -95,13 +103,17 @@ def simulate(job: Job, interval_seconds: float, seconds: float, seed: int) -> Si
     while now < seconds:
         until = dice.expovariate(rate) if rate else math.inf
         done = min(int(until // cycle) if until < math.inf else math.inf, math.ceil((seconds - now) / cycle))
-        trained += done * interval_seconds
-        stalled += done * job.stall_seconds
         now += done * cycle
+        stalled += done * job.stall_seconds
         if now >= seconds:
+            trained += done * interval_seconds
             break
         faults += 1
         lost = until - done * cycle
+        if done and lost < job.write_seconds:
+            done -= 1
+            recomputed += interval_seconds
+        trained += done * interval_seconds
         recomputed += min(lost, interval_seconds)
         stalled += max(lost - interval_seconds, 0.0)
         now += lost

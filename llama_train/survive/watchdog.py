@@ -6,19 +6,25 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_foundation.errors import RunError
+from llama_train.environment import launcher_keeps_store
 from llama_train.survive.beats import INTERVAL_SECONDS, SILENT_SECONDS, Beat, Board, culprit, place_of
+from llama_train.survive.flight_recorder import write_flight_record
+from llama_train.survive.neighbours import Neighbours
 
 LINGER_SECONDS = 4 * INTERVAL_SECONDS
-"""How long rank 0 stays after the last word: it may keep the store that the others read it from."""
+"""How long rank 0 stays after the last word if it keeps the store that the others read it from."""
 
 LEAVE_SECONDS = 5.0
 """How long a process may take to end by itself after another one said that the job is over."""
+
+_RECORD_SECONDS = 3.0
+"""How long NCCL may take to hand out its flight record: its threads may be what stands still."""
 
 _STORE_SECONDS = SILENT_SECONDS + 5.0
 """No question to the store may take longer: the machine that keeps it may be gone."""
@@ -51,9 +57,9 @@ class _Position:
 class Watchdog:
     """Ends this process when it stands still, or when another process of the job says that the job is over.
 
-    The loop calls `beat` when it enters a phase. If no beat comes for `deadline_seconds`, all thread stacks go to
-    standard error and `run_directory/logs/stacks-rank-N.txt`, one line names the rank that the others wait for, and the
-    process ends with `RunError.exit_code`. Until the first step is over the deadline is `grace_seconds`.
+    The loop calls `beat` when it enters a phase. If no beat comes for the deadline of the phase, all thread stacks go
+    to standard error and `run_directory/logs/stacks-rank-N.txt`, one line names the rank that the others wait for, and
+    the process ends with `RunError.exit_code`. Until the first step is over every phase has the deadline of "start".
 
     An exception that leaves the `with` block is published, so that the others can say who failed. If it is a broken
     connection to another rank, it becomes the `RunError` of `explain_peer_failure`.
@@ -64,7 +70,8 @@ class Watchdog:
         deadline_seconds: `engine.timeout_seconds`.
         host: this machine's name.
         run_directory: of this run.
-        grace_seconds: start and compilation take longer than a step; never less than `deadline_seconds`.
+        deadlines: phase → seconds, where they are not `deadline_seconds`.
+        nccl: whether to write NCCL's flight record, too, to `run_directory/logs/nccl-rank-N.json`.
     """
 
     def __init__(
@@ -75,15 +82,18 @@ class Watchdog:
         deadline_seconds: float,
         host: str,
         run_directory: Path,
-        grace_seconds: float = 0.0,
+        deadlines: Mapping[str, float] | None = None,
+        nccl: bool = False,
     ) -> None:
         assert store is not None or world == 1
         self.rank, self.host = rank, host
         self._world = world
         self._deadline = deadline_seconds
-        self._grace = max(grace_seconds, deadline_seconds)
+        self._deadlines = deadlines or {}
         self._stacks = run_directory / "logs" / f"stacks-rank-{rank}.txt"
+        self._record = run_directory / "logs" / f"nccl-rank-{rank}.json" if nccl else None
         self._board = Board(store, world) if world > 1 else None
+        self._neighbours: Neighbours | None = None
         self._main = threading.main_thread().ident
         self._done = threading.Event()
         self._own_failure = False
@@ -105,6 +115,11 @@ class Watchdog:
         part = self._at.part + 1 if step == self._at.step else 0
         self._at = _Position(step, phase, part, time.monotonic(), time.time())
 
+    def starting(self, part: str) -> None:
+        """Say that this rank has come to `part` of its start; the start has one deadline for all of it."""
+        at = self._at
+        self._at = _Position(0, f"start ({part})", at.part + 1, at.monotonic_time, time.time())
+
     def report_failure(self, exception: BaseException) -> None:
         """Tell the other ranks why this one ends."""
         self._own_failure = True
@@ -114,19 +129,21 @@ class Watchdog:
         message = str(exception).strip().split("\n")[0]
         text = f"rank {self.rank} ({self.host}) failed in step {self._at.step}, phase {self._at.phase}: "
         _within(_STORE_SECONDS, lambda: board.accuse(f"{text}{type(exception).__name__}: {message}"))
-        if self.rank == 0:
-            time.sleep(LINGER_SECONDS)
+        self._linger()
 
     def __enter__(self) -> "Watchdog":
         self._at = _Position(0, "start", 0, time.monotonic(), time.time())
         threading.Thread(target=self._guard, name="watchdog", daemon=True).start()
         if self._board is not None:
+            self._neighbours = Neighbours(self._board.store, self._board.prefix, self.rank)
             threading.Thread(target=self._publish, name="watchdog-store", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exception: BaseException | None, trace: object) -> None:
         try:
             if exception is None:
+                if self._neighbours is not None:
+                    _within(_STORE_SECONDS, self._neighbours.leave)
                 return
             if self._board is not None and is_peer_failure(exception):
                 self._lost_peer = True
@@ -138,18 +155,22 @@ class Watchdog:
     def failure(self) -> str:
         """Find out why other ranks do not answer: what one of them published, or who is silent or behind."""
         assert self._board is not None
-        board, rank, world = self._board, self.rank, self._world
+        board, neighbours = self._board, self._neighbours
 
         def ask() -> str:
             published = board.failure()
             if published is not None:
                 return published
-            return board.accuse(culprit(*board.watch(rank), world))
+            beats, silent, ended = board.watch(self.rank, neighbours.ended if neighbours else list)
+            return board.accuse(culprit(beats, silent, self._world, ended))
 
         answer = _within(_STORE_SECONDS, ask) or self._heard
-        if self.rank == 0:
-            time.sleep(LINGER_SECONDS)
+        self._linger()
         return answer or f"the job's store does not answer: {_keeper()} ended"
+
+    def _linger(self) -> None:
+        if self.rank == 0 and not launcher_keeps_store():
+            time.sleep(LINGER_SECONDS)
 
     def _now(self) -> Beat:
         place, waiting = place_of(sys._current_frames().get(self._main))
@@ -159,22 +180,31 @@ class Watchdog:
         return Beat(self.rank, self.host, at.step, at.phase, at.part, at.wall_time, place, waiting, self._count)
 
     def _publish(self) -> None:
-        assert self._board is not None
+        board, neighbours = self._board, self._neighbours
+        assert board is not None and neighbours is not None
         while not self._done.is_set():
             with contextlib.suppress(RuntimeError):  # a lost store is told by the deadline, with what else is known
-                self._board.write(self._now())
-                self._heard = self._board.failure()
-                if self._heard and not self._own_failure and not self._done.wait(LEAVE_SECONDS):
+                board.write(self._now())
+                # In this order: a rank that ends after it has published why is not accused of having ended.
+                ended = neighbours.ended()
+                if ended:
+                    board.accuse(culprit(board.read(ended), [], self._world, ended))
+                self._heard = board.failure()
+                patience = LINGER_SECONDS if ended else LEAVE_SECONDS  # a dead rank has nothing to add
+                if self._heard and not self._own_failure and not self._done.wait(patience):
+                    self._dump_collectives()
                     self._end(f"{self._heard}; this is rank {self.rank} ({self.host}), which ends too")
             self._done.wait(INTERVAL_SECONDS)
 
     def _guard(self) -> None:
         while not self._done.wait(INTERVAL_SECONDS / 2):
             at = self._at
-            limit = self._grace if at.step == (self._first_step or 0) else self._deadline
+            first = self._first_step is None or at.step == self._first_step
+            limit = self._deadlines.get("start" if first else at.phase, self._deadline)
             still = time.monotonic() - at.monotonic_time
             if still > limit:
                 self._dump_stacks()
+                self._dump_collectives()
                 place, _ = place_of(sys._current_frames().get(self._main))
                 why = self.failure() if self._board is not None else _alone(self._now())
                 if self._done.is_set():
@@ -190,6 +220,13 @@ class Watchdog:
             self._stacks.parent.mkdir(parents=True, exist_ok=True)
             with open(self._stacks, "w") as file:
                 faulthandler.dump_traceback(file=file, all_threads=True)
+
+    def _dump_collectives(self) -> None:
+        path = self._record
+        if path is not None:
+            why_not = _within(_RECORD_SECONDS, lambda: [write_flight_record(path)]) or ["NCCL does not answer"]
+            if why_not[0] is not None:
+                os.write(2, f"warning: {path} is not written: {why_not[0]}\n".encode())
 
     def _end(self, message: str) -> None:
         os.write(2, f"error: {message}\n".encode())
@@ -237,7 +274,7 @@ def _alone(beat: Beat) -> str:
 
 
 def _keeper() -> str:
-    return "the launcher" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0, which keeps it,"
+    return "the launcher" if launcher_keeps_store() else "rank 0, which keeps it,"
 
 
 def _within(seconds: float, ask: Callable[[], Answer]) -> Answer | None:

@@ -6,21 +6,19 @@ Files with a checksum are sealed again after they were changed, so that what lie
 import json
 import shutil
 import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tokenizers as tokenizers_library
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.shards.format import parse_index as parse_shard_index
 from data_pipeline.shards.manifest import publish_sealed, read_manifest, read_shards_json
 from data_pipeline.tokenize import load_tokenizer, train_byte_level, train_sentencepiece
 from llama_foundation import compose
-from llama_foundation.errors import CheckpointError, ConfigError, DataError, UserError
+from llama_foundation.errors import CheckpointError, ConfigError, DataError
 from llama_train.checkpoint.index import parse_index
 from llama_train.checkpoint.index_writer import seal
 from llama_train.checkpoint.restore import open_checkpoint
@@ -29,72 +27,12 @@ from llama_train.data.amendments import AMENDMENTS, read_amendments
 from llama_train.observe.ledger import ledger_of
 from llama_train.observe.metrics import next_attempt, read
 from llama_train.prove.harness import make_shards
+from tests.faults.fuzzing import FEW, bounded_memory, changed, changed_bytes, refusal
 from tests.faults.test_injected import train_here
 
-FEW = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+__all__ = ["bounded_memory"]
 
-EVIL = st.sampled_from(
-    [
-        *(None, True, -1, 0, 1, 2**31, 2**53, 2**63, 2**64, 10**400, 1e308, float("nan")),
-        *("", "..", "../../etc/passwd", "/etc/passwd", "a\0b", "\ud800", "${oc.env:HOME}", "\\..\\x", "x" * 5000),
-        *([], {}, [[]], {"": None}, [0] * 2000),
-    ]
-)
-"""What a careless reader falls over."""
-
-
-@st.composite
-def changed_json(draw: st.DrawFn, value: Any) -> Any:
-    """`value` with one or two places somewhere inside replaced, removed or doubled."""
-    value = json.loads(json.dumps(value))
-    for _ in range(draw(st.integers(1, 2))):
-        here, key = {"": value}, ""
-        while isinstance(here[key], (dict, list)) and here[key] and draw(st.integers(0, 4)):
-            here = here[key]
-            key = draw(st.sampled_from(list(here) if isinstance(here, dict) else range(len(here))))
-        match draw(st.integers(0, 3)):
-            case 0 if key != "":
-                del here[key]
-            case 1 if isinstance(here, list):
-                here.insert(key, here[key])
-            case 2 if isinstance(here, dict) and key != "":
-                here[draw(st.text(max_size=5))] = here[key]
-            case _:
-                here[key] = draw(EVIL)
-                if key == "":
-                    value = here[key]
-                    break
-    return value
-
-
-@st.composite
-def changed_bytes(draw: st.DrawFn, data: bytes) -> bytes:
-    """`data` cut, stretched, or with some bytes replaced."""
-    result = bytearray(data)
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(len(result) - 1, 0)))
-        match draw(st.integers(0, 3)):
-            case 0:
-                del result[at:]
-            case 1:
-                del result[at : at + draw(st.integers(1, 16))]
-            case 2:
-                result[at:at] = draw(st.binary(min_size=1, max_size=16))
-            case _:
-                new = draw(st.binary(min_size=1, max_size=8))
-                result[at : at + len(new)] = new
-    return bytes(result)
-
-
-def refusal(kind: type[UserError], read_it: Callable[[], object]) -> str | None:
-    """Return the error of `kind` that reading ends with, None if it is read; any other exception is a bug."""
-    try:
-        read_it()
-    except kind as error:
-        return str(error)
-    return None
+pytestmark = pytest.mark.usefixtures("bounded_memory")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +72,7 @@ def test_a_manifest_and_the_list_of_shards(shards: Path, tmp_path: Path, data: s
     name, reader = data.draw(st.sampled_from([("manifest.json", read_manifest), ("shards.json", read_shards_json)]))
     original = json.loads(next(shards.rglob(name)).read_bytes())
     del original["checksum"]
-    value = data.draw(changed_json(original))
+    value = data.draw(changed(original))
     try:
         publish_sealed(tmp_path / name, value)
     except (TypeError, ValueError, UnicodeError):  # what JSON cannot hold is written as it is, without a seal
@@ -150,8 +88,8 @@ def test_the_index_of_a_checkpoint(run: Path, data: st.DataObject) -> None:
     body = json.loads(content)
     del body["checksum"]
     if data.draw(st.booleans()):
-        changed = data.draw(changed_json(body))
-        sealed = seal(json.dumps(changed if isinstance(changed, dict) else {"x": changed}).encode())
+        value = data.draw(changed(body))
+        sealed = seal(json.dumps(value if isinstance(value, dict) else {"x": value}).encode())
     else:
         sealed = data.draw(changed_bytes(content))
     found = []
@@ -177,7 +115,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 def test_a_tokenizer_file(tokenizers: list[bytes], tmp_path: Path, data: st.DataObject) -> None:
     content = data.draw(st.sampled_from(tokenizers))
     if content.startswith(b"{") and data.draw(st.booleans()):
-        content = json.dumps(data.draw(changed_json(json.loads(content)))).encode()
+        content = json.dumps(data.draw(changed(json.loads(content)))).encode()
     else:
         content = data.draw(changed_bytes(content))
     path = tmp_path / "tokenizer.model"
@@ -186,13 +124,13 @@ def test_a_tokenizer_file(tokenizers: list[bytes], tmp_path: Path, data: st.Data
     assert error is None or str(path) in error
 
 
-@settings(FEW, max_examples=25)  # each takes a tenth of a second
+@settings(FEW, max_examples=max(FEW.max_examples // 4, 1))  # each takes a tenth of a second
 @given(data=st.data())
 def test_a_configuration(run: Path, tmp_path: Path, data: st.DataObject) -> None:
     original = yaml.safe_load((run / "config.yaml").read_text())
     path = tmp_path / "config.yaml"
     if data.draw(st.booleans()):
-        path.write_text(json.dumps(data.draw(changed_json(original))), errors="replace")  # JSON is YAML
+        path.write_text(json.dumps(data.draw(changed(original))), errors="replace")  # JSON is YAML
     else:
         path.write_bytes(data.draw(changed_bytes((run / "config.yaml").read_bytes())))
     refusal(ConfigError, lambda: compose.load(path, TrainConfig))
@@ -205,14 +143,14 @@ def test_metrics_and_amendments(run: Path, tmp_path: Path, data: st.DataObject) 
     path = tmp_path / "metrics.jsonl"
     if data.draw(st.booleans()):
         at = data.draw(st.integers(0, len(lines) - 1))
-        lines[at] = json.dumps(data.draw(changed_json(json.loads(lines[at])))).encode() + b"\n"
+        lines[at] = json.dumps(data.draw(changed(json.loads(lines[at])))).encode() + b"\n"
         path.write_bytes(b"".join(lines))
     else:
         path.write_bytes(data.draw(changed_bytes(b"".join(lines))))
     assert next_attempt(path) >= 1
     error = refusal(DataError, lambda: ledger_of(read(path)))
     assert error is None or str(path) in error
-    (tmp_path / AMENDMENTS).write_text(json.dumps(data.draw(changed_json([{"at_step": 100, "jump": 3}]))))
+    (tmp_path / AMENDMENTS).write_text(json.dumps(data.draw(changed([{"at_step": 100, "jump": 3}]))))
     error = refusal(ConfigError, lambda: read_amendments(tmp_path))
     assert error is None or "amendment" in error
 

@@ -90,6 +90,12 @@ def test_bad_input_is_one_line_that_names_it(monkeypatch, capsys, tmp_path, argu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_hosts_talk_through_the_interface_asked_for(monkeypatch, capsys) -> None:
+    assert called(monkeypatch, "hosts", *SETTINGS, "hosts=[a,b]", "processes_per_node=2", "cluster.interface=ib0") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert all(" && NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0 " in line for line in lines) and len(lines) == 2
+
+
 def test_hosts_prints_a_line_for_every_machine(monkeypatch, capsys) -> None:
     assert called(monkeypatch, "hosts", *SETTINGS, "hosts=[root@a,b]", "processes_per_node=2", "port=4000") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
@@ -273,3 +279,17 @@ def test_clock_far_from_the_file_servers_is_a_warning(monkeypatch, tmp_path) -> 
     monkeypatch.setattr(preflight.time, "time", lambda: now - 60)
     [warning] = preflight.preflight(tmp_path, 0)
     assert "-60 s off" in warning
+
+
+@pytest.mark.parametrize(
+    "arguments", [["launch", "status", "run=/nowhere"], ["llama_train", "steps=0", "data.shards=x"]]
+)
+def test_what_is_made_cannot_be_written_by_every_user_under_any_umask(tmp_path, arguments) -> None:
+    """Of a file that the process makes as its last act."""
+    made = tmp_path / "made"
+    program = (
+        f"import atexit, pathlib, runpy; atexit.register(pathlib.Path({str(made)!r}).touch)\n"
+        f"runpy.run_module({arguments[0]!r}, run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-c", program, *arguments[1:]], umask=0, capture_output=True, cwd=ROOT)
+    assert made.stat().st_mode & 0o007 == 0o004

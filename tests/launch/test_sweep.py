@@ -2,16 +2,19 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from launch import compare, sweep
+from launch import compare, jobs, sweep
 from llama_foundation.compose import compose
 from llama_foundation.errors import ConfigError
+from llama_train import __main__ as llama_train
 from llama_train.config import TrainConfig
 from llama_train.config.slurm import SlurmConfig
+from llama_train.observe.summary import objective
 
 READY = sorted(path.stem for path in sweep.SWEEPS.glob("*.yaml"))
 
@@ -47,7 +50,7 @@ def a_run(directory: Path, rate: float, loss: float, validation: float, steps: i
 @pytest.mark.parametrize("name", READY)
 def test_ready_made_sweep_composes_in_each_of_its_jobs(name: str) -> None:
     overrides = [*sweep.ready_made(name), "data.shards=x"]
-    if name == "learning_rate":
+    if name.startswith("learning_rate"):
         overrides.append("experiment=quickstart")
     assert compose("train", TrainConfig, sweep.first_job(overrides)).data.shards == "x"
 
@@ -62,6 +65,8 @@ def test_context_sweep_has_the_same_tokens_in_every_step() -> None:
 def test_a_list_in_brackets_is_one_value_and_does_not_sweep() -> None:
     with pytest.raises(ConfigError, match="nothing is swept"):
         sweep.first_job(["a=[1,2]", "b='x,y'"])
+    with pytest.raises(ConfigError, match=r"a: an interval.*hydra/sweeper=optuna"):
+        sweep.first_job(["a=interval(1,2)"])
     assert sweep.first_job(["a=[1,2],[3]", "b='x,y'", "c=1,2"]) == ["a=[1,2]", "b='x,y'", "c=1"]
 
 
@@ -98,3 +103,108 @@ def test_run_that_is_not_finished_or_has_not_begun_is_shown_as_such(tmp_path, ca
     shown = capsys.readouterr().out
     assert "at step 7" in shown and "not begun" in shown
     assert [each.finished for each in outcomes] == [True, False, False]
+
+
+def test_job_that_failed_does_not_hide_the_others(tmp_path, monkeypatch, capsys) -> None:
+    a_run(tmp_path, 0.1, 2.0, 3.0)
+    a_run(tmp_path, 0.2, 2.0, 2.5, steps=3)
+    monkeypatch.setattr(sweep, "run_to_end", lambda command: 3)
+    settings = ["experiment=quickstart", "data.shards=x", "name=s", f"output={tmp_path}", "cluster.device=cpu"]
+    assert sweep.sweep([*settings, "optimizer.learning_rate=0.1,0.2"]) == 3
+    said = capsys.readouterr()
+    assert "finished" in said.out and "at step 3" in said.out and (tmp_path / "s-comparison.html").is_file()
+    assert said.err == "the sweep ended with status 3, 1 of 2 runs are not finished\n"
+
+
+def settings_of(command: list[str]) -> dict[str, str]:
+    """The overrides of a job's command line."""
+    overrides = command[command.index("llama_train") + 1 :]
+    return {key.lstrip("+"): value.strip('"') for key, _, value in (each.partition("=") for each in overrides)}
+
+
+def test_search_minimises_the_runs_loss_and_its_command_resumes_it(tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    rates: dict[str, list[float]] = {}
+
+    def run(command: list[str]) -> int:
+        """Be llama-train: the best learning rate is 3e-3; the third job fails."""
+        job = settings_of(command)
+        rate = float(job["optimizer.learning_rate"])
+        directory = Path(job["output"]) / job["name"]
+        directory.mkdir(parents=True, exist_ok=True)
+        loss = 2 + math.log(rate / 3e-3) ** 2
+        (directory / "summary.json").write_text(json.dumps({"finished": True, "steps": 9, "validation_loss": loss}))
+        rates.setdefault(job["name"], []).append(rate)
+        return 3 if list(rates).index(job["name"]) == 2 else 0
+
+    monkeypatch.setattr(jobs, "run_to_end", run)
+    ready = [each for each in sweep.ready_made("learning_rate_search") if "n_trials" not in each]
+    overrides = [*ready, "hydra.sweeper.n_trials=4", "data.shards=x", "steps=9", f"output={tmp_path}", "name=s"]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["jobs", "1", "--multirun", *overrides, f"hydra.sweep.dir={tmp_path}/files"])
+        assert jobs.main() == 3
+    assert [len(each) for each in rates.values()] == [2, 2, 2, 2]
+    tried = [each[0] for each in rates.values()]
+    assert all(1e-4 <= rate <= 3e-2 for rate in tried)
+    found = OmegaConf.load(tmp_path / "files" / "optimization_results.yaml")
+    del tried[2]
+    assert found.best_value == pytest.approx(min(2 + math.log(rate / 3e-3) ** 2 for rate in tried))
+    monkeypatch.setattr(jobs, "run_to_end", lambda command: 3)
+    one = [argument.replace("n_trials=4", "n_trials=1") for argument in sys.argv]
+    monkeypatch.setattr(sys, "argv", ["jobs", "1", *one[1:]])
+    assert jobs.main() == 3
+    assert capsys.readouterr().err.endswith("error: no job of the search has a result; each has said why\n")
+
+
+@pytest.mark.parametrize(("status", "steps"), [(0, 4), (143, 0)])
+def test_a_signal_ends_the_sweep_and_not_one_of_its_jobs(tmp_path, monkeypatch, status, steps) -> None:
+    started = []
+
+    def run(command: list[str]) -> int:
+        started.append(command)
+        directory = tmp_path / settings_of(command)["name"]
+        directory.mkdir()
+        (directory / "summary.json").write_text(json.dumps({"finished": False, "steps": steps}))
+        return status
+
+    monkeypatch.setattr(jobs, "run_to_end", run)
+    settings = ["data.shards=x", "steps=9", f"output={tmp_path}", f"hydra.sweep.dir={tmp_path}/files", "cluster=cpu"]
+    monkeypatch.setattr(sys, "argv", ["jobs", "2", "--multirun", *settings, "optimizer.learning_rate=0.1,0.2"])
+    assert jobs.main() == 130
+    [command] = started
+    assert command[1:4] == ["-m", "launch.torchrun", "--processes=2"]
+
+
+def test_multirun_under_a_launcher_of_several_processes_is_refused_for_all_of_them(monkeypatch, capsys) -> None:
+    told = {}
+
+    class Store:
+        def set(self, key: str, value: str) -> None:
+            told[key] = json.loads(value)
+
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(llama_train, "_meet", Store)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["llama-train", "--multirun", "steps=1,2"])
+    assert llama_train.main() == 2
+    assert told == {"verdict": {"status": 2}}
+    assert "llama-launch sweep processes_per_node=2" in capsys.readouterr().err
+
+
+def test_objective_is_the_validation_loss_else_that_of_the_last_tenth_and_nothing_of_an_unfinished_run(
+    tmp_path,
+) -> None:
+    assert objective(tmp_path) is None
+    run = a_run(tmp_path, 0.1, 2.0, 3.0)
+    summary = {"finished": True, "steps": 20, "validation_loss": 3.0}
+    for changes, expected in (
+        ({}, 3.0),
+        ({"validation_loss": None}, 2.5),
+        ({"validation_loss": math.inf}, None),
+        ({"finished": False}, None),
+    ):
+        records = [record(step, 9.0 if step < 19 else 2.0 + step % 2) for step in range(1, 21)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+        (run / "summary.json").write_text(json.dumps(summary | changes))
+        assert objective(run) == expected

@@ -1,8 +1,11 @@
 """Ranks that run other code or versions are found before anything starts, and named."""
 
+import json
+import socket
 import subprocess
 import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import torch.distributed as dist
 
 from llama_foundation.errors import RunError
 from llama_train import agreement
-from llama_train.agreement import agree, difference, other_command, software
+from llama_train.agreement import agree, difference, leave_together, other_command, software
 from tests.llama_train.conftest import environment
 
 
@@ -48,6 +51,25 @@ def test_one_that_differs_ends_all_with_its_name() -> None:
 
 def test_a_rank_that_does_not_come_is_named() -> None:
     assert all_agree([None, None], size=3, seconds=1.0) == ["rank 2 of 3 did not begin within 1 s of the others"] * 2
+
+
+def test_a_rank_that_comes_late_hears_that_the_configuration_was_refused() -> None:
+    """Without torchrun rank 0 keeps the store; were it gone, the late rank would look for it for ten minutes."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": "0"}
+    refused = [sys.executable, "-m", "llama_train", "data.shards=x", "steps=1", "model.heads=5"]
+    with subprocess.Popen(refused, env=environment() | meeting, stderr=subprocess.PIPE, text=True) as leading:
+        store = dist.TCPStore("127.0.0.1", port, 2, timeout=timedelta(seconds=60))
+        store = dist.PrefixStore("attempt-0", store)
+        verdict = json.loads(store.get("verdict"))
+        assert verdict == {"status": 2}
+        time.sleep(0.5)
+        assert leading.poll() is None
+        leave_together(store, 1, 2)
+        assert leading.wait(10) == 2
+        assert leading.stderr is not None and "error: model.heads=5" in leading.stderr.read()
 
 
 def test_what_differs_is_said_with_both_versions() -> None:

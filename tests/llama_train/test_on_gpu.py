@@ -79,3 +79,17 @@ def test_a_step_leaves_its_kernels_and_its_memory_and_the_same_bits(tiny: list[s
     assert IDLE in table
     snapshot = run / "memory/step-00000003.rank-0.pickle"
     assert 1000 < snapshot.stat().st_size < 100 * 2**20
+
+
+def test_nccls_flight_record_names_the_collectives_of_this_process(tmp_path: Path) -> None:
+    import torch.distributed as dist
+
+    from llama_train.distributed import distributed, meet
+    from llama_train.survive.flight_recorder import write_flight_record
+
+    with distributed(DEVICE, meet(10), 60):
+        dist.all_reduce(torch.ones(8, device=DEVICE))
+        torch.cuda.synchronize()
+        assert write_flight_record(tmp_path / "record.json") is None
+    names = [entry["profiling_name"] for entry in json.loads((tmp_path / "record.json").read_text())["entries"]]
+    assert "nccl:all_reduce" in names

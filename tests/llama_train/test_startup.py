@@ -36,6 +36,32 @@ def test_a_model_on_the_meta_device_does_not_import_the_compiler():
     assert run.stdout == b"False\n", run.stderr
 
 
+HEAVY = (
+    *("datasets", "jinja2", "matplotlib", "pandas", "pyarrow.parquet", "rich.progress", "sentencepiece"),
+    *("tensorboard", "tiktoken", "tokenizers", "torch._inductor.compile_fx", "torch.distributed.checkpoint"),
+    *("torch.distributed.pipelining", "torch.utils.tensorboard", "transformers", "triton", "wandb"),
+)
+"""What takes long to import and no start of a plain run needs."""
+
+
+def test_a_start_imports_nothing_that_it_does_not_need(tiny):
+    code = (
+        "import sys\n"
+        "import llama_train.train\n"
+        "from llama_train.survive import signals\n"
+        f"HEAVY = {HEAVY}\n"
+        "def started(self):\n"
+        "    print([name for name in HEAVY if name in sys.modules], gc.isenabled(), flush=True)\n"
+        "    os._exit(0)\n"
+        "import gc, os\n"
+        "signals.StopRequest.started = started\n"
+        "from llama_train.__main__ import main\n"
+        "main()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *tiny, "logging.console=none"], capture_output=True, text=True)
+    assert run.stdout == "[] True\n", run.stderr
+
+
 def test_float8_on_this_machine_is_refused_before_anything_starts(tiny, tmp_path):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

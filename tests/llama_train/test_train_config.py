@@ -74,6 +74,19 @@ def test_a_schedule_longer_than_the_run_is_refused() -> None:
         config(schedule=ScheduleConfig(name=ScheduleName.warmup_stable_decay)).check()
 
 
+def test_a_deadline_after_which_nobody_waits_any_more_is_refused() -> None:
+    bad = config()
+    bad.survive.deadlines.data = 700.0
+    with pytest.raises(ConfigError, match=r"survive\.deadlines\.data=700 is above engine\.timeout_seconds=600"):
+        bad.check()
+    bad.survive.deadlines.data = 0.0
+    with pytest.raises(ConfigError, match=r"survive\.deadlines\.data=0\.0 must be between 1"):
+        bad.check()
+    bad.survive.deadlines.data = 60.0
+    bad.check()
+    assert bad.survive.deadlines.by_phase() == {"start": 1800.0, "data": 60.0}
+
+
 @pytest.mark.parametrize("name", ["", "/etc", "../elsewhere", ".hidden", "a/../../b"])
 def test_a_run_cannot_leave_its_output(name: str) -> None:
     with pytest.raises(ConfigError, match="name="):

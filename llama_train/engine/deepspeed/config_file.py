@@ -9,59 +9,57 @@ from typing import Any
 from llama_foundation.errors import ConfigError
 from llama_train.config import OffloadTo, Precision, TrainConfig
 
-PASSED = frozenset(
-    [
-        "aio.block_size",
-        "aio.intra_op_parallelism",
-        "aio.overlap_events",
-        "aio.queue_depth",
-        "aio.single_submit",
-        "aio.thread_count",
-        "aio.use_gds",
-        "comms_logger.debug",
-        "comms_logger.enabled",
-        "comms_logger.prof_all",
-        "comms_logger.prof_ops",
-        "comms_logger.verbose",
-        "dump_state",
-        "memory_breakdown",
-        "steps_per_print",
-        "timers.throughput.enabled",
-        "timers.throughput.synchronized",
-        "wall_clock_breakdown",
-        "zero_allow_untested_optimizer",
-        "zero_optimization.allgather_bucket_size",
-        "zero_optimization.allgather_partitions",
-        "zero_optimization.contiguous_gradients",
-        "zero_optimization.ignore_unused_parameters",
-        "zero_optimization.log_trace_cache_warnings",
-        "zero_optimization.memory_efficient_linear",
-        "zero_optimization.offload_optimizer.buffer_count",
-        "zero_optimization.offload_optimizer.fast_init",
-        "zero_optimization.offload_optimizer.pin_memory",
-        "zero_optimization.offload_optimizer.pipeline_read",
-        "zero_optimization.offload_optimizer.pipeline_write",
-        "zero_optimization.offload_param.buffer_count",
-        "zero_optimization.offload_param.buffer_size",
-        "zero_optimization.offload_param.max_in_cpu",
-        "zero_optimization.offload_param.pin_memory",
-        "zero_optimization.overlap_comm",
-        "zero_optimization.reduce_bucket_size",
-        "zero_optimization.reduce_scatter",
-        "zero_optimization.round_robin_gradients",
-        "zero_optimization.stage3_allgather_sequential",
-        "zero_optimization.stage3_max_live_parameters",
-        "zero_optimization.stage3_max_reuse_distance",
-        "zero_optimization.stage3_model_persistence_threshold",
-        "zero_optimization.stage3_module_granularity_threshold",
-        "zero_optimization.stage3_param_persistence_threshold",
-        "zero_optimization.stage3_prefetch_bucket_size",
-        "zero_optimization.stage3_use_all_reduce_for_fetch_params",
-        "zero_optimization.sub_group_size",
-        "zero_optimization.use_multi_rank_bucket_allreduce",
-    ]
-)
-"""Keys that change how fast or how large DeepSpeed runs, or what it prints, and not what is computed."""
+PASSED: dict[str, type] = {
+    "aio.block_size": int,
+    "aio.intra_op_parallelism": int,
+    "aio.overlap_events": bool,
+    "aio.queue_depth": int,
+    "aio.single_submit": bool,
+    "aio.thread_count": int,
+    "aio.use_gds": bool,
+    "comms_logger.debug": bool,
+    "comms_logger.enabled": bool,
+    "comms_logger.prof_all": bool,
+    "comms_logger.prof_ops": list,
+    "comms_logger.verbose": bool,
+    "dump_state": bool,
+    "memory_breakdown": bool,
+    "steps_per_print": int,
+    "timers.throughput.enabled": bool,
+    "timers.throughput.synchronized": bool,
+    "wall_clock_breakdown": bool,
+    "zero_allow_untested_optimizer": bool,
+    "zero_optimization.allgather_bucket_size": int,
+    "zero_optimization.allgather_partitions": bool,
+    "zero_optimization.contiguous_gradients": bool,
+    "zero_optimization.ignore_unused_parameters": bool,
+    "zero_optimization.log_trace_cache_warnings": bool,
+    "zero_optimization.memory_efficient_linear": bool,
+    "zero_optimization.offload_optimizer.buffer_count": int,
+    "zero_optimization.offload_optimizer.fast_init": bool,
+    "zero_optimization.offload_optimizer.pin_memory": bool,
+    "zero_optimization.offload_optimizer.pipeline_read": bool,
+    "zero_optimization.offload_optimizer.pipeline_write": bool,
+    "zero_optimization.offload_param.buffer_count": int,
+    "zero_optimization.offload_param.buffer_size": int,
+    "zero_optimization.offload_param.max_in_cpu": int,
+    "zero_optimization.offload_param.pin_memory": bool,
+    "zero_optimization.overlap_comm": bool,
+    "zero_optimization.reduce_bucket_size": int,
+    "zero_optimization.reduce_scatter": bool,
+    "zero_optimization.round_robin_gradients": bool,
+    "zero_optimization.stage3_allgather_sequential": bool,
+    "zero_optimization.stage3_max_live_parameters": int,
+    "zero_optimization.stage3_max_reuse_distance": int,
+    "zero_optimization.stage3_model_persistence_threshold": int,
+    "zero_optimization.stage3_module_granularity_threshold": int,
+    "zero_optimization.stage3_param_persistence_threshold": int,
+    "zero_optimization.stage3_prefetch_bucket_size": int,
+    "zero_optimization.stage3_use_all_reduce_for_fetch_params": bool,
+    "zero_optimization.sub_group_size": int,
+    "zero_optimization.use_multi_rank_bucket_allreduce": bool,
+}
+"""Keys that change how fast or how large DeepSpeed runs, or what it prints, and not what is computed; their types."""
 
 IGNORED = frozenset(
     [
@@ -150,35 +148,54 @@ _FIXED = {
 }
 """Keys that can have one value here: gradients are reduced in float32 and summed, and offloading is whole."""
 
+_ACCUMULATION = "gradient_accumulation_steps"
+"""Says what the size of the batch and the number of processes say."""
+
 _FREE_WHEN_OFF = ("fp16", "bf16", "bfloat16", *REFUSED)
 """Sections whose other keys mean nothing where `enabled` is false."""
 
 
-def read_config_file(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
+def read_config_file(config: TrainConfig, accumulation: int | None) -> dict[str, Any]:
     """Return the settings of engine.config_file that are to be passed on, as dotted key to value.
 
     "auto", which Hugging Face's files have, means ours.
 
     Args:
-        resolved: DeepSpeed's configuration as ours alone make it.
+        accumulation: micro-batches per step and process; None: the number of processes is not known, and that key is
+            not looked at.
 
     Raises:
         ConfigError: the file cannot be read; a key is unknown, cannot be used here, or contradicts a setting of ours:
             both values are named.
     """
     assert config.engine.config_file is not None
-    path = Path(config.engine.config_file)
-    where = f"engine.config_file={path}"
-    passed = {}
-    for key, value in _leaves(_read(path, where)):
-        if value == "auto" or key in IGNORED:
-            continue
+    where = f"engine.config_file={config.engine.config_file}"
+    entries = _entries(config.engine.config_file)
+    for key, value in entries.items():
         if key in PASSED:
+            _check_type(key, value, where)
             _check_offload_is_on(key, config, where)
-            passed[key] = value
-        else:
-            _check_agrees(key, value, config, resolved, where)
-    return passed
+        elif key != _ACCUMULATION:
+            _check_agrees(key, value, config, where)
+        elif accumulation is not None:
+            setting = "data.batch_size, layout.micro_batch_size and the number of processes"
+            _check_equal(key, value, setting, accumulation, where)
+    return _passed(entries)
+
+
+def passed_on(file: str) -> dict[str, Any]:
+    """Return what `read_config_file` returns of a `file` that it has accepted."""
+    return _passed(_entries(file))
+
+
+def _passed(entries: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entries.items() if key in PASSED}
+
+
+def _entries(file: str) -> dict[str, Any]:
+    """Return what the file says, as dotted key to value."""
+    read = _read(Path(file), f"engine.config_file={file}")
+    return {key: value for key, value in _leaves(read) if value != "auto" and key not in IGNORED}
 
 
 def _read(path: Path, where: str) -> dict[str, Any]:
@@ -193,7 +210,7 @@ def _read(path: Path, where: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: holds no JSON object, which DeepSpeed's configuration is")
@@ -211,28 +228,29 @@ def _leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield key, value
 
 
-def _check_agrees(key: str, value: Any, config: TrainConfig, resolved: dict[str, Any], where: str) -> None:
-    shown = json.dumps(value)
+def _check_agrees(key: str, value: Any, config: TrainConfig, where: str) -> None:
     for refused, instead in REFUSED.items():
         if key == refused or key.startswith(f"{refused}."):
             if value is False or value == 0 or (key.endswith("hpz_partition_size") and value == 1):
                 return
             raise ConfigError(f"{where}: {key}: {instead}; take the key out")
-    if key == "gradient_accumulation_steps":
-        ours, setting = resolved[key], "data.batch_size, layout.micro_batch_size and the number of processes"
-    elif key in _FIXED:
-        ours, setting = _FIXED[key], "engine=deepspeed"
+    if key in _FIXED:
+        _check_equal(key, value, "engine=deepspeed", _FIXED[key], where)
     elif key in _OURS:
         setting, get = _OURS[key]
-        ours = get(config)
+        _check_equal(key, value, setting, get(config), where)
     else:
-        known = [*PASSED, *IGNORED, *REFUSED, *_OURS, *_FIXED, "gradient_accumulation_steps"]
+        known = [*PASSED, *IGNORED, *REFUSED, *_OURS, *_FIXED, _ACCUMULATION]
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else "take it out"
         raise ConfigError(f"{where}: {key} is not a key that this engine knows; {hint}")
+
+
+def _check_equal(key: str, value: Any, setting: str, ours: Any, where: str) -> None:
     if not _equal(value, ours):
         raise ConfigError(
-            f"{where}: {key}={shown}, but {setting} says {json.dumps(ours)}; make them agree, or take the key out"
+            f"{where}: {key}={json.dumps(value)}, but {setting} says {json.dumps(ours)}; make them agree, or take the "
+            "key out"
         )
 
 
@@ -242,6 +260,16 @@ def _equal(theirs: Any, ours: Any) -> bool:
     if isinstance(theirs, bool) != isinstance(ours, bool):
         return False
     return theirs == ours
+
+
+def _check_type(key: str, value: Any, where: str) -> None:
+    names = {bool: "true or false", int: "a whole number, 0 or more", list: "a list"}
+    fits = isinstance(value, PASSED[key])
+    if PASSED[key] is int:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())  # 5e8
+        fits = whole and not isinstance(value, bool) and value >= 0
+    if not fits:
+        raise ConfigError(f"{where}: {key}={json.dumps(value)} must be {names[PASSED[key]]}")
 
 
 def _check_offload_is_on(key: str, config: TrainConfig, where: str) -> None:

@@ -28,8 +28,8 @@ def resolve_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """
     settings = _ours(config, world_size)
     if config.engine.config_file is not None:
-        for path, value in read_config_file(config, settings).items():
-            _put(settings, path, value)
+        for path, value in read_config_file(config, settings["gradient_accumulation_steps"]).items():
+            put(settings, path, value)
     return settings
 
 
@@ -75,7 +75,8 @@ def _offload(engine: EngineConfig, where: OffloadTo, device: str) -> dict[str, A
     return offload
 
 
-def _put(settings: dict[str, Any], path: str, value: Any) -> None:
+def put(settings: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at the dotted key `path`; sections on the way are made."""
     *sections, name = path.split(".")
     for section in sections:
         settings = settings.setdefault(section, {})

@@ -1,4 +1,4 @@
-"""Perplexity buckets, with a stand-in for kenlm: it has no wheel, so only the calls to it are tested here."""
+"""Perplexity buckets: with a stand-in for kenlm, which has no wheel, and with kenlm itself where it is installed."""
 
 import sys
 import types
@@ -52,6 +52,42 @@ def test_buckets_are_cut_by_perplexity_per_token_and_line_ends_count(model):
     assert (rule.reason, rule.score, rule.maximum) == ("high_en", "en", 100)
 
 
+ARPA = """\\data\\
+ngram 1=5
+ngram 2=3
+
+\\1-grams:
+-1.0\t<unk>
+0\t<s>\t-0.3
+-0.7\t</s>
+-0.5\ta\t-0.2
+-0.9\tbb\t-0.1
+
+\\2-grams:
+-0.4\t<s> a
+-0.6\ta bb
+-0.3\tbb </s>
+
+\\end\\
+"""
+
+
+def test_kenlm_itself_gives_the_perplexity_of_a_model_written_by_hand(tmp_path):
+    pytest.importorskip("kenlm", reason="kenlm is built from source: pip install kenlm")
+    (tmp_path / "en.arpa").write_text(ARPA)
+    settings = Perplexity({"en": LanguageModel(str(tmp_path / "en.arpa"), head=10**0.5, middle=10**0.9)})
+    measured = perplexity.measure(documents(["A bb", "bb a\n\n a bb", "zz"], ["en"] * 3), settings)
+    # <s> a, a bb, bb </s>; backing off from <s> to bb, from bb to a, from a to </s>; from <s> to <unk>, then </s>
+    known, backed_off, unknown = 0.4 + 0.6 + 0.3, 0.3 + 0.9 + 0.1 + 0.5 + 0.2 + 0.7, 0.3 + 1.0 + 0.7
+    exponents = [known / 3, (backed_off + known) / 6, unknown / 2]
+    assert measured.scores["en"] == pytest.approx([10**each for each in exponents], rel=1e-5)
+    assert measured.columns["perplexity_bucket"].to_pylist() == ["head", "middle", "tail"]
+    (tmp_path / "damaged.arpa").write_text(ARPA[:60])
+    settings = Perplexity({"en": LanguageModel(str(tmp_path / "damaged.arpa"), head=1.0, middle=2.0)})
+    with pytest.raises(DataError, match="kenlm cannot read it"):
+        perplexity.measure(documents(["x"], ["en"]), settings)
+
+
 def test_lines_are_normalized_as_ccnet_did():
     assert perplexity.normalized("Él tenía 42 AÑOS") == "el tenia 00 anos"
 
@@ -59,7 +95,7 @@ def test_lines_are_normalized_as_ccnet_did():
 def test_a_missing_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "kenlm", None)
     settings = Perplexity({"en": LanguageModel("m.bin", head=1.0, middle=2.0)})
-    with pytest.raises(UserError, match=r"C\+\+ compiler and CMake installed run pip install kenlm"):
+    with pytest.raises(UserError, match=r"C\+\+ compiler and CMake installed run pip install .llama-train.kenlm"):
         perplexity.measure(documents(["x"], ["en"]), settings)
 
 

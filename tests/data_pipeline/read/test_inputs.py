@@ -195,3 +195,14 @@ def test_a_document_of_10_megabytes_is_read_and_a_larger_value_counted(tmp_path)
     table, statistics = read_whole(tmp_path / "a.parquet", max_record_bytes=5_000_000)
     assert table["row"].to_pylist() == [0, 2]
     assert problems_of(statistics) == {"record_too_long": [1]}
+
+
+def test_a_wat_file_in_a_glob_is_left_unread_and_counted_with_its_name(tmp_path):
+    write(tmp_path / "a.jsonl", ["text"])
+    for name in ("a.warc.wat.gz", "b.wat"):
+        (tmp_path / name).write_bytes(b"not even gzip")
+    table, statistics = read_whole(f"{tmp_path}/*")
+    assert table["text"].to_pylist() == ["text"]
+    assert statistics.reasons() == {"read.wat_holds_no_text": [2, 26]}
+    told = statistics.examples["read.wat_holds_no_text"]
+    assert sorted(each["file"] for each in told) == [f"{tmp_path}/a.warc.wat.gz", f"{tmp_path}/b.wat"]

@@ -45,6 +45,7 @@ def stages():
         gopher.count(gopher.dropped, source, "gopher_quality.too_few_words", 600_000, 60)
     example = {"hash": 1, "record_id": "ab", "source": "web", "file": "a.jsonl", "row": 7, "language": None}
     gopher.example("gopher_quality.too_few_words", {**example, "text": "<script>alert('x')</script> & more"})
+    gopher.abstained = {f"gopher_quality.{rule}": count for rule, count in (("words", 77), ("bullets", 5))}
     gopher.abstained["gopher_quality.stop_words"] = 77
     read.example("read.invalid_json", {**example, "row": 9, "text": '{"mail": "jane@example.org"'})
     read.count(read.dropped, "source0", "read.invalid_json", 20)
@@ -78,11 +79,15 @@ def test_the_report_shows_the_funnel_reasons_and_examples(page):
     checker.feed(page)
     text = " ".join(checker.text.split())
     assert checker.open == []
-    for shown in ("1,000", "400", "40.0 %", "1,234", "too_few_words600 60.0 %", "stop_words abstained on 77"):
+    for shown in ("1,000", "400", "40.0 %", "1,234", "too_few_words600 60.0 %"):
         assert shown in text
-    for shown in ("41 × warc_request, no loss", "31 candidate documents, 17 verified pairs", "(Gopher: 50)"):
+    assert "Abstained on 77 documents: stop_words, wordsAbstained on 5 documents: bullets" in text
+    for shown in ("No loss: 41 × warc_request", "31 candidate documents, 17 verified pairs", "(Gopher: 50)"):
         assert shown in text
     assert "a.jsonl · row 7" in text
+    of_one = text[text.index("source0", text.index("kept text")) :].replace(" ", "")
+    left = "leftafterdocumentstextread1001.0MBnsfw15Bpii15Bgopher_quality400.4MB"
+    assert of_one.startswith(f"source010040.0%0.4MB0{left}droppedbydocumentstextgopher_quality.too_few_words600.6MB")
     assert "3 more" in text, "ten sources do not get ten colours"
 
 

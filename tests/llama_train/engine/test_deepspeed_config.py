@@ -175,6 +175,9 @@ def test_a_usual_ds_config_is_taken_over(tmp_path: Path) -> None:
             {"zero_optimization": {"offload_param": {"pin_memory": True}}},
             r"pin_memory is set, but engine.offload_param",
         ),
+        ({"zero_optimization": {"overlap_comm": "yes"}}, r'overlap_comm="yes" must be true or false'),
+        ({"zero_optimization": {"sub_group_size": "1e9"}}, r'sub_group_size="1e9" must be a whole number, 0 or more'),
+        ({"zero_optimization": {"reduce_bucket_size": True}}, r"reduce_bucket_size=true must be a whole number"),
         ('{"steps_per_print": 1, "steps_per_print": 2}', r"steps_per_print appears twice"),
         ("{", r"is no JSON"),
         ("[]", r"holds no JSON object"),
@@ -192,13 +195,23 @@ def test_a_missing_ds_config_is_refused_by_name() -> None:
         resolve_settings(deepspeed("engine.config_file=/nowhere/x.json"), 2)
 
 
-def test_every_key_that_is_passed_on_is_known_to_deepspeed() -> None:
+def test_every_key_that_is_passed_on_is_known_to_deepspeed_with_its_type() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig as Optimizer
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadParamConfig as Parameters
 
-    fields = DeepSpeedZeroConfig.model_fields
-    known = set(fields) | {field.alias for field in fields.values() if field.alias}
-    ours = {key.split(".")[1] for key in PASSED | IGNORED if key.startswith("zero_optimization.")}
-    assert ours <= known, ours - known
+    known: dict[str, Any] = {}
+    for section, model in (
+        ("", DeepSpeedZeroConfig),
+        ("offload_optimizer.", Optimizer),
+        ("offload_param.", Parameters),
+    ):
+        for name, field in model.model_fields.items():
+            known |= {f"zero_optimization.{section}{each}": field.annotation for each in (name, field.alias or name)}
+    assert {key for key in IGNORED if key.startswith("zero_optimization.")} <= known.keys()
+    for key, kind in PASSED.items():
+        if key.startswith("zero_optimization."):
+            assert known[key] in (kind, kind | None), key
 
 
 def test_the_resolved_configuration_is_one_line_and_stored_with_the_run() -> None:

@@ -1,6 +1,7 @@
 """The proof of DeepSpeed's engine passes what is right and notices what is broken."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from llama_foundation import compose
 from llama_foundation.errors import ConfigError
 from llama_train.config import ActivationCheckpointing, OffloadTo, Precision, TrainConfig
 from llama_train.engine.deepspeed.checks import check_deepspeed, check_not_deepspeed
+from llama_train.engine.deepspeed.settings import resolve_settings
+from llama_train.model.size import parameter_count
 from llama_train.prove.__main__ import choose
 from llama_train.prove.case import Case, Part, Variant, fault_applies
 from llama_train.prove.matrix import MASKED_ROWS
@@ -17,6 +20,7 @@ from llama_train.prove.settings import ProveConfig
 from llama_train.prove.shrink import STEPS
 from llama_train.prove.stretch import ZERO_FAULTS
 from llama_train.prove.zero import zero
+from llama_train.prove.zero_sizes import with_shrunk_sizes
 
 GIVEN = ["model=tiny", "engine=deepspeed", "optimizer.learning_rate=3e-3", "schedule.warmup_steps=4"]
 
@@ -103,6 +107,25 @@ def test_own_takes_the_stage_and_the_switches_of_the_configuration() -> None:
     assert all(engine["zero_stage"] == 2 and engine["offload_optimizer"] is OffloadTo.cpu for engine in engines)
     assert all(engine["activation_checkpointing"] is ActivationCheckpointing.full for engine in engines)
     assert {case.engine_name for case in cases} == {"native", "ZeRO-2", "ZeRO-2 → native", "native → ZeRO-2"}
+
+
+def test_deepspeeds_sizes_cut_the_shrunk_model_as_they_cut_a_large_one(tmp_path: Path) -> None:
+    """Its own would keep every weight whole on all ranks: ZeRO-3 would be proven without gathering anything."""
+    given = {"steps_per_print": 7, "zero_optimization": {"sub_group_size": 5e8, "stage3_max_live_parameters": 9}}
+    (tmp_path / "ds.json").write_text(json.dumps(given | {"train_batch_size": 64, "gradient_accumulation_steps": 99}))
+    file = f"engine.config_file={tmp_path / 'ds.json'}"
+    small, _, notes = chosen(file, "data.batch_size=64")
+    assert notes[0] == "engine.config_file: proven with sizes that fit the shrunk model"
+    settings = resolve_settings(with_shrunk_sizes(small, tmp_path), 2)
+    zero, elements = settings["zero_optimization"], parameter_count(small.model)
+    assert settings["steps_per_print"] == 7 and zero["stage3_max_live_parameters"] == 9
+    norm, matrix = small.model.hidden_size, small.model.hidden_size**2
+    assert norm <= zero["stage3_param_persistence_threshold"] < matrix
+    assert all(zero[size] * 4 <= elements for size in ("reduce_bucket_size", "sub_group_size"))
+    _, _, notes = chosen(file, "data.batch_size=64", "prove.matrix=reduced")
+    assert "engine.config_file: only in prove.matrix=own" in notes
+    with pytest.raises(ConfigError, match=r"train_batch_size=64, but data.batch_size says 32"):
+        chosen(file, "data.batch_size=32")
 
 
 def test_what_deepspeed_cannot_prove_is_refused() -> None:

@@ -30,6 +30,24 @@ def test_the_closed_form_is_what_dice_give(restart: float, interval: float) -> N
     assert goodput(job, interval) == pytest.approx(statistics.fmean(rolled), abs=4 * error + 1e-3)
 
 
+@pytest.mark.parametrize("write", [100.0, 300.0])
+def test_a_checkpoint_counts_when_it_is_written(write: float) -> None:
+    job = Job(1 / 3.0, 1, 60.0, stall_seconds=1.0, write_seconds=write)
+    rolled = [simulate(job, 300, 400 * HOUR, seed) for seed in range(40)]
+    shares = [each.goodput for each in rolled]
+    error = statistics.stdev(shares) / math.sqrt(len(shares))
+    assert goodput(job, 300) == pytest.approx(statistics.fmean(shares), abs=4 * error + 1e-3)
+    at_once = [simulate(Job(1 / 3.0, 1, 60.0, 1.0), 300, 400 * HOUR, seed).goodput for seed in range(40)]
+    per_fault = (
+        400
+        * HOUR
+        * (statistics.fmean(at_once) - statistics.fmean(shares))
+        / statistics.fmean(each.faults for each in rolled)
+    )
+    assert per_fault == pytest.approx(write, rel=0.15)  # seconds that each fault loses more
+    assert goodput(Job(1 / 3.0, 1, most_restart_seconds(0.9, job, 300), 1.0, write), 300) == pytest.approx(0.9)
+
+
 def test_simulated_time_adds_up_and_is_the_same_for_the_same_seed() -> None:
     job = Job(1 / 3.0, 1, 60.0, 5.0)
     one = simulate(job, 600, 100 * HOUR, 1)

@@ -1,5 +1,6 @@
 """Real processes that hang, stop, die or fail; what the others say, and how soon."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch.distributed
 from watchdog_job import run_rank
 
 from llama_foundation.errors import RunError
+from llama_train.survive import watchdog
 from llama_train.survive.beats import Beat, culprit
+from llama_train.survive.neighbours import Neighbours, _began
 from llama_train.survive.watchdog import LEAVE_SECONDS, Watchdog, explain_peer_failure, is_peer_failure
 
 DEADLINE = 3.0
@@ -106,7 +110,7 @@ def test_a_killed_rank_ends_the_others_which_name_it(start, victim):
     for status, stderr in job.end_of(survivors, WITHIN):
         assert status == RunError.exit_code
         # rank 0 keeps the store of this job: without it nobody can tell more than that it is gone
-        assert ("rank 1 (host1) is dead or stopped" if victim else "rank 0, which keeps it, ended") in stderr
+        assert ("rank 1 (host1) is dead: last seen in step" if victim else "rank 0, which keeps it, ended") in stderr
 
 
 @pytest.mark.timeout(120)
@@ -121,6 +125,16 @@ def test_a_rank_that_fails_says_why_to_the_others(start):
 
 
 @pytest.mark.timeout(120)
+def test_a_killed_rank_is_seen_to_end_where_no_connection_breaks(start):
+    job = start(3, "later, each for itself")  # as under NCCL, whose collectives wait on
+    job.wait_until_stepping()
+    job.ranks[1].kill()
+    for status, stderr in job.end_of([0, 2], DEADLINE):  # all of them make progress: no deadline ends them
+        assert status == RunError.exit_code
+        assert "rank 1 (host1) is dead: last seen in step" in stderr
+
+
+@pytest.mark.timeout(60)
 def test_a_healthy_job_is_left_alone(start):
     job = start(2, "none")
     for status, stderr in job.end_of([0, 1], 60):
@@ -128,21 +142,51 @@ def test_a_healthy_job_is_left_alone(start):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("grace", "status"), [(0.0, RunError.exit_code), (30.0, 0)])
-def test_one_process_that_stands_still_ends_unless_its_first_step_has_grace(tmp_path, grace, status):
+@pytest.mark.parametrize(
+    ("default", "deadlines", "says"),
+    [
+        (1.0, {}, "(allowed: 1 s) in step 1, phase compute, at <string>:7 in <module>"),
+        (1.0, {"start": 30.0}, "(allowed: 1 s) in step 2, phase data, at <string>:9 in <module>"),
+        (30.0, {"data": 1.0}, "(allowed: 1 s) in step 2, phase data, at <string>:9 in <module>"),
+    ],
+)
+def test_one_process_that_stands_still_ends_at_the_deadline_of_its_phase(tmp_path, default, deadlines, says):
     script = textwrap.dedent(f"""
         import time
         from pathlib import Path
         from llama_train.survive.watchdog import Watchdog
-        with Watchdog(0, 1, None, 1.0, "here", Path({str(tmp_path)!r}), grace_seconds={grace}) as watchdog:
+        with Watchdog(0, 1, None, {default}, "here", Path({str(tmp_path)!r}), {deadlines}) as watchdog:
             watchdog.beat(1, "compute")
-            time.sleep(3)
+            time.sleep(1.6)
+            watchdog.beat(2, "data")
+            time.sleep(1.6)
     """)
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=40)
-    assert ended.returncode == status
-    if status:
-        assert "step 1, phase compute, at <string>:7 in <module>" in ended.stderr
-        assert "line 7 in <module>" in (tmp_path / "logs" / "stacks-rank-0.txt").read_text()
+    assert ended.returncode == RunError.exit_code
+    assert says in ended.stderr
+    assert "in <module>" in (tmp_path / "logs" / "stacks-rank-0.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("dump", "says"),
+    [
+        (None, "this torch is built without NCCL"),
+        (lambda **asked: 1 / 0, "ZeroDivisionError"),
+        (lambda **asked: time.sleep(2), "NCCL does not answer"),
+        (lambda **asked: json.dumps(asked).encode(), None),
+    ],
+)
+def test_a_flight_record_is_written_or_said_to_be_missing(tmp_path, monkeypatch, capfd, dump, says):
+    from torch._C import _distributed_c10d
+
+    monkeypatch.setattr(_distributed_c10d, "_dump_nccl_trace_json", dump, raising=False)
+    monkeypatch.setattr(watchdog, "_RECORD_SECONDS", 0.2)
+    Watchdog(3, 1, None, 60.0, "here", tmp_path, nccl=True)._dump_collectives()
+    path, told = tmp_path / "logs" / "nccl-rank-3.json", capfd.readouterr().err
+    if says is None:
+        assert (json.loads(path.read_text()), told) == ({"includeCollectives": True, "onlyActive": False}, "")
+    else:
+        assert told == f"warning: {path} is not written: {told.partition('written: ')[2]}" and says in told
 
 
 def _beat(rank: int, step: int, part: int, waiting: bool = True) -> Beat:
@@ -165,6 +209,27 @@ def test_silent_ranks_are_named_also_those_that_never_spoke():
     text = culprit({0: _beat(0, 7, 1), 2: _beat(2, 6, 1)}, [1, 2], 3)
     assert "rank 1 never gave a sign of life" in text
     assert "rank 2 (node2) is dead or stopped: last seen in step 6" in text
+    text = culprit({0: _beat(0, 7, 1), 2: _beat(2, 6, 1)}, [1], 3, [2])
+    assert text.startswith("rank 2 (node2) is dead: last seen in step 6")
+
+
+def test_a_process_is_known_by_its_beginning_and_not_missed_after_it_left():
+    store = torch.distributed.HashStore()
+    mine = Neighbours(store, "attempt", 0)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        place = store.add(mine._key("count"), 1)
+        store.set(mine._key(str(place)), json.dumps([1, other.pid, _began(other.pid)]))
+        assert mine.ended() == []
+        other.kill()
+        while Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        assert mine.ended() == [1]  # nobody has read its status yet
+    assert mine.ended() == [1]  # its id is free again
+    place = store.add(mine._key("count"), 1)
+    store.set(mine._key(str(place)), json.dumps([2, os.getpid(), "1"]))  # its id was given to another one
+    assert mine.ended() == [1, 2]
+    Neighbours(store, "attempt", 1).leave()
+    assert mine.ended() == [2]
 
 
 def test_other_errors_are_not_taken_for_a_lost_peer():
@@ -178,9 +243,9 @@ def test_a_lost_peer_is_known_inside_of_what_a_pipelines_stage_raises(tmp_path):
     wrapped = RuntimeError("\n            [Stage 1] failed to run forward")
     wrapped.__cause__ = lost
     assert is_peer_failure(wrapped)
-    watchdog = Watchdog(0, 1, None, 60.0, "here", tmp_path)
-    watchdog.failure = lambda: "rank 2 (there) is dead or stopped"
-    assert str(explain_peer_failure(wrapped, watchdog)).endswith("by: " + str(lost))
+    mine = Watchdog(0, 1, None, 60.0, "here", tmp_path)
+    mine.failure = lambda: "rank 2 (there) is dead or stopped"
+    assert str(explain_peer_failure(wrapped, mine)).endswith("by: " + str(lost))
 
 
 def test_a_user_error_leaves_the_watchdog_as_it_is(tmp_path):

@@ -17,7 +17,8 @@ def run_rank(rank: int, world: int, directory: Path, fault: str, deadline: float
     """Run steps until something happens; never returns.
 
     Args:
-        fault: "hang in data", "hang in compute", "error", "later" (goes on until killed) or "none".
+        fault: "hang in data", "hang in compute", "error", "later" (goes on until killed), "later, each for itself" or
+            "none".
     """
     stderr = os.open(directory / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(stderr, 2)
@@ -54,7 +55,8 @@ def _loop(watchdog: Watchdog, directory: Path, fault: str) -> None:
         watchdog.beat(step, "compute")
         if fault == "hang in compute" and culprit:
             sleep_for_ever()
-        dist.all_reduce(torch.ones(1))
+        if fault != "later, each for itself":
+            dist.all_reduce(torch.ones(1))
         if step == 4:
             (directory / f"ready-{watchdog.rank}").touch()
         if fault == "none" and step == 5:
