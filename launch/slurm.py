@@ -229,7 +229,7 @@ def submit(script: Path, settings: SlurmConfig) -> str:
             break
     else:
         return answer.stdout.strip().partition(";")[0]
-    words = " ".join(
+    words = "; ".join(
         line.removeprefix("sbatch: error: ").removeprefix("allocation failure: ") for line in answer.stderr.splitlines()
     )
     raise ConfigError(f"SLURM does not take the job: {words}{_about(words, settings)}")
