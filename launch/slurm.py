@@ -65,6 +65,12 @@ def node_counts(job: Job, processes_per_node: int) -> list[int]:
         ConfigError: it cannot use the least or the most.
     """
     low, high = job.launch.node_range()
+    if low < high and job.train.cluster.slurm.tasks is Tasks.rank:
+        # With --ntasks-per-node sbatch takes no more nodes than one node has tasks (seen in SLURM 22.05).
+        raise ConfigError(
+            f"nodes={job.launch.nodes}: SLURM gives a range of nodes to one task per node only; use "
+            "cluster.slurm.tasks=node, or a number of nodes"
+        )
     for nodes in sorted({low, high}):
         check_processes(job.train, nodes, processes_per_node)
     between = []

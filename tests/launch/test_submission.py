@@ -42,6 +42,8 @@ def test_of_a_range_of_nodes_those_are_used_that_the_batch_divides_among() -> No
     assert node_counts(read_job([*SETTINGS, "nodes=1-8"]), 2) == [1, 2, 4, 8]
     with pytest.raises(ConfigError, match=r"data\.batch_size=16"):
         node_counts(read_job([*SETTINGS, "nodes=1-3"]), 2)
+    with pytest.raises(ConfigError, match=r"use cluster\.slurm\.tasks=node"):
+        node_counts(read_job([*SETTINGS, "nodes=1-2", "cluster.slurm.tasks=rank"]), 2)
 
 
 def test_taken_port_is_passed_over_and_no_port_at_all_is_an_error_that_names_them() -> None:

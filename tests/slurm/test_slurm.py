@@ -60,6 +60,12 @@ def log(run: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(run.glob("logs/slurm-*.out")))
 
 
+def idle(slurm: Cluster, count: int) -> None:
+    """Wait until so many nodes have nothing to do."""
+    command = ("sinfo", "-h", "-N", "-t", "idle", "-o", "%N")
+    wait_for(lambda: len(slurm.run(*command).stdout.split()) == count, 40, f"{count} idle nodes")
+
+
 def losses(run: Path) -> dict[int, float]:
     """Step -> loss; of a step done twice, the last time."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -171,6 +177,7 @@ def test_warning_ahead_of_the_time_limit_makes_a_checkpoint_and_a_new_attempt(
 def test_dead_nodes_are_replaced_or_done_without_and_the_run_finishes(slurm, launch, settings, tmp_path) -> None:
     run = tmp_path / "run"
     slurm.run("scontrol", "update", "nodename=n4", "state=drain", "reason=test").check_returncode()
+    idle(slurm, 3)  # with fewer it would start at once, too
     job = submitted(
         launch("slurm", "nodes=1-4", "layout.micro_batch_size=1", *long(settings, 400), "data.batch_size=8")
     )
@@ -194,7 +201,7 @@ def test_dead_nodes_are_replaced_or_done_without_and_the_run_finishes(slurm, lau
         for name in dead:
             slurm.start_node(int(name[1:]))
         slurm.run("scontrol", "update", "nodename=n4", "state=resume")
-        wait_for(lambda: len(slurm.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").stdout.split()) == 4, 40, "nodes")
+        idle(slurm, 4)
 
 
 def test_scancel_leaves_a_checkpoint_of_the_last_step_and_does_not_come_back(slurm, launch, settings, tmp_path) -> None:
