@@ -62,8 +62,8 @@ def log(run: Path) -> str:
 
 def idle(slurm: Cluster, count: int) -> None:
     """Wait until so many nodes have nothing to do."""
-    command = ("sinfo", "-h", "-N", "-t", "idle", "-o", "%N")
-    wait_for(lambda: len(slurm.run(*command).stdout.split()) == count, 40, f"{count} idle nodes")
+    command = ("sinfo", "-h", "-N", "-o", "%T")  # -t idle would list drained ones too
+    wait_for(lambda: slurm.run(*command).stdout.split().count("idle") == count, 40, f"{count} idle nodes")
 
 
 def losses(run: Path) -> dict[int, float]:
