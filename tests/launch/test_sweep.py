@@ -65,6 +65,8 @@ def test_context_sweep_has_the_same_tokens_in_every_step() -> None:
 def test_a_list_in_brackets_is_one_value_and_does_not_sweep() -> None:
     with pytest.raises(ConfigError, match="nothing is swept"):
         sweep.first_job(["a=[1,2]", "b='x,y'"])
+    with pytest.raises(ConfigError, match=r"a: an interval.*hydra/sweeper=optuna"):
+        sweep.first_job(["a=interval(1,2)"])
     assert sweep.first_job(["a=[1,2],[3]", "b='x,y'", "c=1,2"]) == ["a=[1,2]", "b='x,y'", "c=1"]
 
 
@@ -120,7 +122,7 @@ def settings_of(command: list[str]) -> dict[str, str]:
     return {key.lstrip("+"): value.strip('"') for key, _, value in (each.partition("=") for each in overrides)}
 
 
-def test_search_minimises_the_runs_loss_and_its_command_resumes_it(tmp_path, monkeypatch) -> None:
+def test_search_minimises_the_runs_loss_and_its_command_resumes_it(tmp_path, monkeypatch, capsys) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     rates: dict[str, list[float]] = {}
 
@@ -147,6 +149,11 @@ def test_search_minimises_the_runs_loss_and_its_command_resumes_it(tmp_path, mon
     found = OmegaConf.load(tmp_path / "files" / "optimization_results.yaml")
     del tried[2]
     assert found.best_value == pytest.approx(min(2 + math.log(rate / 3e-3) ** 2 for rate in tried))
+    monkeypatch.setattr(jobs, "run_to_end", lambda command: 3)
+    one = [argument.replace("n_trials=4", "n_trials=1") for argument in sys.argv]
+    monkeypatch.setattr(sys, "argv", ["jobs", "1", *one[1:]])
+    assert jobs.main() == 3
+    assert capsys.readouterr().err.endswith("error: no job of the search has a result; each has said why\n")
 
 
 @pytest.mark.parametrize(("status", "steps"), [(0, 4), (143, 0)])
@@ -175,6 +182,7 @@ def test_multirun_under_a_launcher_of_several_processes_is_refused_for_all_of_th
         def set(self, key: str, value: str) -> None:
             told[key] = json.loads(value)
 
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setattr(llama_train, "_meet", Store)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
