@@ -8,7 +8,7 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test test-slurm test-machines chaos chaos-reduced prove prove-five prove-reduced bench lint format
+.PHONY: help setup quickstart test test-slurm test-machines chaos chaos-reduced prove prove-five prove-reduced fuzz bench lint format
 help:
 	@echo "make setup       create .venv and install everything into it"
 	@echo "make quickstart  raw text to a trained, exported Llama in a few minutes, in runs/quickstart/"
@@ -20,6 +20,7 @@ help:
 	@echo "make prove-five  all five axes at once: 32 processes, 5 GB"
 	@echo "make chaos       50 kills of random ranks in one run, and every other fault; nothing may be lost"
 	@echo "make chaos-reduced  5 kills and a torn checkpoint, for CI"
+	@echo "make fuzz        every file parser with 1,000 changed files each"
 	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
@@ -64,6 +65,9 @@ prove-reduced: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	$(VENV)/bin/python -m tests.faults.chaos --kills 50
+
+fuzz: $(INSTALLED)
+	$(VENV)/bin/python -m pytest tests/faults/test_fuzz*.py --hypothesis-profile=long --timeout=1800
 
 chaos-reduced: $(INSTALLED)
 	$(VENV)/bin/python -m tests.faults.chaos --kills 5 --reduced

@@ -35,6 +35,23 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
+def check_offsets(column: pa.Array) -> None:
+    """Check that no value lies outside of the column's bytes: an Arrow file is used as it stands.
+
+    Text is looked at as bytes: one value of invalid UTF-8 spoils only itself.
+
+    Raises:
+        ArrowInvalid: one does.
+    """
+    if pa.types.is_dictionary(column.type):
+        column.indices.validate(full=True)
+        check_offsets(column.dictionary)
+        pa.DictionaryArray.from_arrays(column.indices, column.dictionary)  # an index without a value is refused
+        return
+    as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    (column.view(as_bytes[column.type]) if column.type in as_bytes else column).validate(full=True)
+
+
 def check_text_column(path: str, schema: pa.Schema, column: str) -> str | None:
     """Return what is wrong with the text column of a table, or None."""
     if column not in schema.names:

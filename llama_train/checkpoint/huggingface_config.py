@@ -82,7 +82,7 @@ def from_huggingface(value: dict[str, Any], where: Path) -> ModelConfig:
     for field, without in _ABSENT.items():
         if value.get(field, without) not in (without, None):
             raise CheckpointError(f"{where}: {field}={value[field]!r} is not supported; only {without!r} is")
-    sizes = {ours: _number(value, theirs, int, where) for ours, theirs in _SIZES.items()}
+    sizes = {ours: above_zero(value, theirs, int, where) for ours, theirs in _SIZES.items()}
     heads = sizes["heads"]
     rope = value.get("rope_parameters") or {}
     if not isinstance(rope, dict):
@@ -90,13 +90,13 @@ def from_huggingface(value: dict[str, Any], where: Path) -> ModelConfig:
     config = ModelConfig(
         name=where.parent.name or "huggingface",
         **sizes,
-        kv_heads=_number(value, "num_key_value_heads", int, where, heads),
-        context=_number(value, "max_position_embeddings", int, where, 2048),
-        norm_epsilon=_number(value, "rms_norm_eps", float, where, 1e-6),
-        rope_theta=_number({"rope_theta": 10000.0} | _given(value, "rope_theta") | rope, "rope_theta", float, where),
+        kv_heads=above_zero(value, "num_key_value_heads", int, where, heads),
+        context=above_zero(value, "max_position_embeddings", int, where, 2048),
+        norm_epsilon=above_zero(value, "rms_norm_eps", float, where, 1e-6),
+        rope_theta=above_zero({"rope_theta": 10000.0} | _given(value, "rope_theta") | rope, "rope_theta", float, where),
         rope_scaling=_rope_scaling(value.get("rope_scaling") or rope, where),
         tied_embeddings=value.get("tie_word_embeddings") is True,
-        initial_std=_number(value, "initializer_range", float, where, 0.02),
+        initial_std=above_zero(value, "initializer_range", float, where, 0.02),
     )
     try:
         config.check()
@@ -120,10 +120,10 @@ def _rope_scaling(value: Any, where: Path) -> RopeScaling | None:
     if kind != "llama3":
         raise CheckpointError(f"{where}: rope_type={kind!r} is not supported; only default and llama3 are")
     return RopeScaling(
-        factor=_number(value, "factor", float, where),
-        low_freq_factor=_number(value, "low_freq_factor", float, where),
-        high_freq_factor=_number(value, "high_freq_factor", float, where),
-        original_context=_number(value, "original_max_position_embeddings", int, where),
+        factor=above_zero(value, "factor", float, where),
+        low_freq_factor=above_zero(value, "low_freq_factor", float, where),
+        high_freq_factor=above_zero(value, "high_freq_factor", float, where),
+        original_context=above_zero(value, "original_max_position_embeddings", int, where),
     )
 
 
@@ -131,7 +131,12 @@ def _given(value: dict[str, Any], field: str) -> dict[str, Any]:
     return {field: value[field]} if value.get(field) is not None else {}
 
 
-def _number(value: dict[str, Any], field: str, kind: type, where: Path, default: Any = None) -> Any:
+def above_zero(value: dict[str, Any], field: str, kind: type, where: Path, default: Any = None) -> Any:
+    """Return a field of a foreign configuration as `kind`, int or float.
+
+    Raises:
+        CheckpointError: it is no number above 0, or missing without a default.
+    """
     found = value.get(field)
     if found is None:
         found = default

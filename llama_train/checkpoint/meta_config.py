@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_foundation.errors import CheckpointError, ConfigError
+from llama_train.checkpoint.huggingface_config import above_zero
 from llama_train.config import ModelConfig, RopeScaling
 
 _SCALED = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192)
@@ -114,22 +115,22 @@ def from_params(
             f"{where}: vocab_size={params['vocab_size']!r}, but the embeddings have {vocab_size} rows; is a "
             "consolidated file missing?"
         )
-    heads = _number(params, "n_heads", int, where)
-    hidden = _number(params, "dim", int, where)
-    multiplier = _number(params, "ffn_dim_multiplier", float, where) if params.get("ffn_dim_multiplier") else None
-    theta = _number(params, "rope_theta", float, where, 10000.0)
-    epsilon = _number(params, "norm_eps", float, where, 1e-5)
+    heads = above_zero(params, "n_heads", int, where)
+    hidden = above_zero(params, "dim", int, where)
+    multiplier = above_zero(params, "ffn_dim_multiplier", float, where) if params.get("ffn_dim_multiplier") else None
+    theta = above_zero(params, "rope_theta", float, where, 10000.0)
+    epsilon = above_zero(params, "norm_eps", float, where, 1e-5)
     scaling = _rope_scaling(params, where, tied)
     if context is None:
-        context = _number(params, "max_seq_len", int, where, _context(theta, epsilon, scaling))
+        context = above_zero(params, "max_seq_len", int, where, _context(theta, epsilon, scaling))
     config = ModelConfig(
         name=where.parent.name or "meta",
         vocab_size=vocab_size,
         hidden_size=hidden,
-        layers=_number(params, "n_layers", int, where),
+        layers=above_zero(params, "n_layers", int, where),
         heads=heads,
-        kv_heads=_number(params, "n_kv_heads", int, where, heads),
-        ffn_size=ffn_size(hidden, _number(params, "multiple_of", int, where, 256), multiplier),
+        kv_heads=above_zero(params, "n_kv_heads", int, where, heads),
+        ffn_size=ffn_size(hidden, above_zero(params, "multiple_of", int, where, 256), multiplier),
         context=context,
         norm_epsilon=epsilon,
         rope_theta=theta,
@@ -151,9 +152,9 @@ def _rope_scaling(params: dict[str, Any], where: Path, tied: bool) -> RopeScalin
         return None
     factor = _FACTOR_OF_TIED if tied else _SCALED.factor
     return RopeScaling(
-        factor=_number(params, "rope_scaling_factor", float, where, factor),
+        factor=above_zero(params, "rope_scaling_factor", float, where, factor),
         low_freq_factor=_SCALED.low_freq_factor,
-        high_freq_factor=_number(params, "rope_high_freq_factor", float, where, _SCALED.high_freq_factor),
+        high_freq_factor=above_zero(params, "rope_high_freq_factor", float, where, _SCALED.high_freq_factor),
         original_context=_SCALED.original_context,
     )
 
@@ -164,12 +165,3 @@ def _context(theta: float, epsilon: float, scaling: RopeScaling | None) -> int:
     if theta == 10000.0:
         return _LLAMA_1 if epsilon == 1e-6 else _LLAMA_2
     return _CODE_LLAMA if theta == 1_000_000.0 else _LLAMA_3
-
-
-def _number(params: dict[str, Any], field: str, kind: type, where: Path, default: Any = None) -> Any:
-    found = params.get(field)
-    if found is None:
-        found = default
-    if isinstance(found, bool) or not isinstance(found, int if kind is int else int | float) or not 0 < found < 1e300:
-        raise CheckpointError(f"{where}: {field}={str(found)[:80]} must be a number above 0")
-    return kind(found)

@@ -49,6 +49,7 @@ class PickledTensors:
     Args:
         stand_ins: what else the file may name, each with something harmless that is called in its place.
         pick: returns the named tensors, where the file's dictionary holds other things as well.
+        alone: the name for a tensor that the file may hold instead of a dictionary.
 
     Raises:
         CheckpointError: it is damaged, holds anything but named tensors, or names a class that is not allowed.
@@ -59,13 +60,13 @@ class PickledTensors:
         path: Path,
         stand_ins: Mapping[str, Any] = MappingProxyType({}),
         pick: Callable[[dict[Any, Any]], dict[Any, Any]] = lambda value: value,
+        alone: str | None = None,
     ) -> None:
         self.path = path
         self.tensors: dict[str, TensorEntry] = {}
         self._begin: dict[str, int] = {}
-        _check_archive(path, ALLOWED | stand_ins.keys())
-        size = path.stat().st_size
-        for name, tensor in _picked(path, stand_ins, pick).items():
+        sizes = _check_archive(path, ALLOWED | stand_ins.keys())
+        for name, tensor in _picked(path, stand_ins, pick, alone).items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                 raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
             if tensor.dtype not in DTYPES.values() or not tensor.is_contiguous():
@@ -77,9 +78,11 @@ class PickledTensors:
             if min((tensor.storage_offset(), *tensor.shape)) < 0 or elements > _MOST_ELEMENTS:
                 raise CheckpointError(f"{path}: {name}: of shape {list(tensor.shape)} at {tensor.storage_offset()}")
             # where torch.load says, under FakeTensorMode, that the storage's bytes are
-            self._begin[name] = storage._checkpoint_offset + tensor.storage_offset() * item
-            held = storage.nbytes() - tensor.storage_offset() * item
-            if math.prod(tensor.shape) * item > min(held, size - self._begin[name]):
+            begin = storage._checkpoint_offset
+            self._begin[name] = begin + tensor.storage_offset() * item
+            # the pickle says how large a storage is, and the archive; what is read must lie in the archive's
+            held = min(storage.nbytes(), sizes.get(begin, 0)) - tensor.storage_offset() * item
+            if math.prod(tensor.shape) * item > max(held, 0):
                 raise CheckpointError(f"{path}: {name} is larger than its bytes in the file; truncated?")
             self.tensors[name] = TensorEntry(tensor.dtype, tuple(tensor.shape))
 
@@ -98,19 +101,21 @@ class PickledTensors:
 
 
 def _picked(
-    path: Path, stand_ins: Mapping[str, Any], pick: Callable[[dict[Any, Any]], dict[Any, Any]]
+    path: Path, stand_ins: Mapping[str, Any], pick: Callable[[dict[Any, Any]], dict[Any, Any]], alone: str | None
 ) -> dict[Any, Any]:
-    value = _described(path, stand_ins)
+    value = _described(path, stand_ins, alone)
     try:
         return pick(value)
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not laid out as it should be: {type(error).__name__}: {error}") from error
 
 
-def _described(path: Path, stand_ins: Mapping[str, Any]) -> dict[Any, Any]:
+def _described(path: Path, stand_ins: Mapping[str, Any], alone: str | None) -> dict[Any, Any]:
     """Run the weights-only loader with tensors that have no memory."""
     with FakeTensorMode(), torch.serialization.safe_globals([(made, name) for name, made in stand_ins.items()]):
         value = _loaded(path)
+    if alone is not None and isinstance(value, torch.Tensor):
+        return {alone: value}
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of tensors")
     return value
@@ -176,8 +181,12 @@ def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + _LOCAL_HEADER.size + name + extra
 
 
-def _check_archive(path: Path, allowed: Set[str]) -> None:
-    """Look through the pickle, without running it, for every class and function that it names."""
+def _check_archive(path: Path, allowed: Set[str]) -> dict[int, int]:
+    """Look through the pickle, without running it, for every class and function that it names.
+
+    Returns:
+        Where in the file each entry of the archive begins, and how many bytes it has.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             # torch finds entries whatever the case of their names, so that two could be meant by one
@@ -191,6 +200,8 @@ def _check_archive(path: Path, allowed: Set[str]) -> None:
                 if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                     raise CheckpointError(f"{path}: {entry.filename} is compressed, which torch.save never does")
             data = archive.read(pickles[0])
+            with open(path, "rb") as file:
+                sizes = {_data_offset(file, entry): entry.file_size for entry in entries.values()}
             order = entries.get(pickles[0].filename.lower().removesuffix("data.pkl") + "byteorder")
             if order is not None and (order.file_size > 8 or archive.read(order) != b"little"):
                 raise CheckpointError(f"{path}: not little-endian; only that is read")
@@ -204,6 +215,10 @@ def _check_archive(path: Path, allowed: Set[str]) -> None:
                     )
             elif operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
                 raise CheckpointError(f"{path}: names classes in a way ({operation.name}) that torch.save does not")
+        size = path.stat().st_size
+        if any(begin + held > size for begin, held in sizes.items()):
+            raise CheckpointError(f"{path}: truncated: an entry of its archive ends behind it")
+        return sizes
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except (

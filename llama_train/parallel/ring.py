@@ -16,7 +16,7 @@ The backward kernels take the whole row's o and l, so that each hop's gradients 
 on with their keys until they are home. No rank ever holds more than two ranks' K and V.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -89,13 +89,7 @@ class RingAttention(torch.autograd.Function):
         ctx.place = rank, size, pass_on
         out, denominator, random = None, None, ()
         q_BHSE, keys_values = q_BHSE.contiguous(), torch.stack([k_BKSE, v_BKSE])
-        own, coming, shape = keys_values, keys_values, keys_values.shape
-        for hop in range(size):
-            keys_values = coming if hop == 0 else arrived(coming, shape)
-            if hop + 1 < size:
-                coming = pass_on(keys_values)
-            queries, keys = _visible(rank, (rank - hop) % size, q_BHSE.shape[2])
-            k, v = _heads(keys_values[:, :, :, keys], q_BHSE.shape[1])
+        for hop, queries, _, k, v in _around(keys_values, ctx.place, q_BHSE):
             part, part_denominator, random = _forward_kernel(q_BHSE[:, :, queries], k, v, causal=hop == 0)
             part = part.to(part_denominator.dtype)
             if out is None or denominator is None:
@@ -104,23 +98,19 @@ class RingAttention(torch.autograd.Function):
                 out, denominator = _put_together(out, denominator, part, part_denominator, queries)
         assert out is not None and denominator is not None
         out = out.to(q_BHSE.dtype)
-        ctx.save_for_backward(q_BHSE, own, out, denominator, *(x for x in random if isinstance(x, torch.Tensor)))
+        ctx.save_for_backward(
+            q_BHSE, keys_values, out, denominator, *(x for x in random if isinstance(x, torch.Tensor))
+        )
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient_BHSE: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rank, size, pass_on = ctx.place
+        pass_on = ctx.place[2]
         q_BHSE, keys_values, out, denominator, *random = ctx.saved_tensors
         gradient_BHSE = gradient_BHSE.contiguous()
         q_gradient = torch.zeros_like(q_BHSE, dtype=denominator.dtype)
-        coming, shape = keys_values, keys_values.shape
         coming_gradient = torch.zeros_like(keys_values, dtype=denominator.dtype)
-        for hop in range(size):
-            keys_values = coming if hop == 0 else arrived(coming, shape)
-            if hop + 1 < size:
-                coming = pass_on(keys_values)
-            queries, keys = _visible(rank, (rank - hop) % size, q_BHSE.shape[2])
-            k, v = _heads(keys_values[:, :, :, keys], q_BHSE.shape[1])
+        for hop, queries, keys, k, v in _around(keys_values, ctx.place, q_BHSE):
             of_q, of_k, of_v = _backward_kernel(
                 *(x[:, :, queries].contiguous() for x in (gradient_BHSE, q_BHSE)),
                 k,
@@ -132,12 +122,33 @@ class RingAttention(torch.autograd.Function):
             )
             q_gradient[:, :, queries] += of_q
             # The sum of this keys' gradients so far has travelled meanwhile.
-            keys_gradient = coming_gradient if hop == 0 else arrived(coming_gradient, shape)
+            keys_gradient = coming_gradient if hop == 0 else arrived(coming_gradient, keys_values.shape)
             shared = torch.stack([of_k, of_v]).to(denominator.dtype).unflatten(2, (keys_values.shape[2], -1)).sum(3)
             keys_gradient[:, :, :, keys] += shared
             coming_gradient = pass_on(keys_gradient)
-        of_k, of_v = arrived(coming_gradient, shape).to(q_BHSE.dtype)
+        of_k, of_v = arrived(coming_gradient, keys_values.shape).to(q_BHSE.dtype)
         return q_gradient.to(q_BHSE.dtype), of_k, of_v, None, None, None
+
+
+def _around(
+    own: torch.Tensor, place: tuple[int, int, Callable[[torch.Tensor], torch.Tensor]], q_BHSE: torch.Tensor
+) -> Iterator[tuple[int, slice, slice, torch.Tensor, torch.Tensor]]:
+    """Yield for every hop its number, which queries see which keys, and those K and V for every head.
+
+    What the next hop needs is on its way before a hop is yielded.
+
+    Args:
+        own: K and V of this rank, stacked.
+        place: rank, ranks, and what passes a tensor on to the next one.
+    """
+    rank, size, pass_on = place
+    coming = own
+    for hop in range(size):
+        keys_values = coming if hop == 0 else arrived(coming, own.shape)
+        if hop + 1 < size:
+            coming = pass_on(keys_values)
+        queries, keys = _visible(rank, (rank - hop) % size, q_BHSE.shape[2])
+        yield hop, queries, keys, *_heads(keys_values[:, :, :, keys], q_BHSE.shape[1])
 
 
 def _visible(rank: int, other: int, length: int) -> tuple[slice, slice]:
