@@ -40,11 +40,18 @@ def save_and_read(rank: int, world: int, group: Any, directory: Path) -> str:
     told["another save"] = tier.newest()[0].step
     if rank == 0:
         shutil.rmtree(tier.directory / "step-00000020")
-    told["missing on one"] = tier.newest()[0]
+    nothing, messages = tier.newest()
+    assert nothing is None
+    told["not of one save"] = messages[-1].partition(": ")[2]
+    if rank == 1:
+        shutil.rmtree(tier.directory)
+        tier.directory.mkdir()
+    told["missing on one"] = tier.newest()[1][-1].partition(": ")[2]
     return json.dumps(told)
 
 
 def test_every_rank_reads_its_own_copy_and_all_take_the_same_save(tmp_path: Path) -> None:
+    none = "no copy that all 2 ranks could go on from"
     for rank, told in enumerate(run_ranks(2, save_and_read, tmp_path)):
         assert json.loads(told) == {
             "nothing": None,
@@ -52,7 +59,8 @@ def test_every_rank_reads_its_own_copy_and_all_take_the_same_save(tmp_path: Path
             "visible": [f"rank-{rank:05d}"],
             "same": True,
             "another save": 20,
-            "missing on one": None,
+            "not of one save": f"{none}: what the ranks have is not of one save",
+            "missing on one": f"{none}: ranks [1] have none",
         }
 
 

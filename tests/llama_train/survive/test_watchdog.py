@@ -249,11 +249,11 @@ def test_a_lost_peer_is_known_inside_of_what_a_pipelines_stage_raises(tmp_path):
     assert str(explain_peer_failure(wrapped, mine)).endswith("by: " + str(lost))
     mine._board = mine  # as if there were others
     heard = []
-    with pytest.raises(RunError, match=r"^rank 2 \(there\) is dead or stopped; rank 0") as told:
-        with contextlib.ExitStack() as observers:
-            observers.push(lambda kind, error, trace: heard.append(error))
-            observers.enter_context(mine.explaining())
-            raise wrapped
+    said = pytest.raises(RunError, match=r"^rank 2 \(there\) is dead or stopped; rank 0")
+    with said as told, contextlib.ExitStack() as observers:
+        observers.push(lambda kind, error, trace: heard.append(error))
+        observers.enter_context(mine.explaining())
+        raise wrapped
     assert heard == [told.value]  # who watches the run is told who is gone
     assert mine.__exit__(RunError, told.value, None) is None  # once is enough
 
