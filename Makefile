@@ -19,7 +19,7 @@ help:
 	@echo "make prove-five  all five axes at once: 32 processes, 5 GB"
 	@echo "make chaos       50 kills of random ranks in one run, and every other fault; nothing may be lost"
 	@echo "make chaos-reduced  5 kills and a torn checkpoint, for CI"
-	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
+	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start, restart"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
 
@@ -72,6 +72,7 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.tokenizers --megabytes 4
 	$(VENV)/bin/python -m benchmarks.checkpoint --mebibytes 256 --steps 40 --rounds 2
 	$(VENV)/bin/python -m benchmarks.startup
+	$(VENV)/bin/python -m benchmarks.restart
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
