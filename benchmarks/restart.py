@@ -119,7 +119,9 @@ def restarts(checkout: Path, directory: Path, count: int, seed: int) -> list[Res
             until(lambda: records(run, StepRecord))
             return [one_restart(agent.pid, run, dice) for _ in range(count)]
         finally:
-            os.killpg(agent.pid, signal.SIGKILL)
+            for process in [*ranks(agent.pid).values(), agent.pid]:  # ranks have sessions of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             agent.wait()
 
 

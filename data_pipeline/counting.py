@@ -19,6 +19,7 @@ from data_pipeline.report.statistics import (
     HOST_SAMPLE,
     MASKED_CHARACTERS,
     NO_LICENSE,
+    OPT_OUT,
     UNKNOWN_LANGUAGE,
     StageStatistics,
     Tallies,
@@ -78,11 +79,13 @@ def count_batch(
 
 
 def count_written(statistics: StageStatistics, batch: pa.RecordBatch, seed: int) -> None:
-    """Count a batch that goes into the shards by the license of its documents, and offer their hosts as kept."""
+    """Count a batch that goes into the shards by license and opt-outs of its documents; offer their hosts as kept."""
     names, codes = _codes(batch["license"].fill_null(NO_LICENSE))
     documents, sizes = _sums(codes, len(names), text_bytes(batch))
     for name, count, size in zip(names, documents, sizes, strict=True):
         add_tally(statistics.licenses, name, count, size)
+    if opted_out := batch.num_rows - batch["opt_out"].null_count:
+        statistics.noted[OPT_OUT] = statistics.noted.get(OPT_OUT, 0) + opted_out
     sample_hosts(statistics, "kept", batch, np.arange(batch.num_rows), example_hashes(batch["record_id"], seed))
 
 

@@ -40,7 +40,7 @@ from data_pipeline.tokenize import load_tokenizer, train_byte_level, train_sente
 from llama_foundation.errors import DataError, RunError
 
 NAME = "shards"
-VERSION = 3
+VERSION = 4
 
 INDEX_VERSION = 3
 
@@ -54,6 +54,7 @@ MORE_PROVENANCE = pa.schema(
     [
         pa.field("date", pa.string()),
         pa.field("license", pa.string()),
+        pa.field("opt_out", pa.string()),  # robots rules and the like, as the record or its page states them
         pa.field("cluster", pa.string()),  # 32 hexadecimal digits: the record that stands for the cluster
         pa.field("copies", pa.int64(), nullable=False),
     ]

@@ -249,7 +249,8 @@ def report(
 ) -> None:
     """Print what was found."""
     print(f"{'node':16} {'GPUs':>4} {'free GB':>9} {'write MB/s':>10} {'clock ms':>9}")
-    clock = statistics.median(each["clock"] for each in firsts if each is not None)
+    heard = [each for each in firsts if each is not None]
+    clock = statistics.median(each["clock"] for each in heard)
     for name, each in zip(names, firsts, strict=True):
         if each is None:
             print(f"{name:16} does not answer")
@@ -259,6 +260,8 @@ def report(
         print(f"{name:16} {len(each['gpus']):4} {free:9,.1f} {speed:10,.0f} {skew:+9.1f}")
         for number, gpu in enumerate(each["gpus"]):
             print(f"    GPU {number}: {', '.join(f'{field} {value}' for field, value in gpu.items())}")
+    versions = ", ".join(f"{name} {version}" for name, version in heard[0]["software"].items())
+    print(f"versions of rank {heard[0]['rank']}: {versions}")
     for kind, groups, values in measured:
         lowest = groups[values.index(min(values))]
         among = f", the least among {_some(names, lowest)}" if len(groups) > 1 else ""

@@ -2,7 +2,8 @@
 
 SLURM sends SIGUSR1 ahead of the time limit whatever a process is doing, and one that still imports would die of it. A
 blocked signal stays blocked across exec, and waits: llama-train lets it through when it has a handler
-(llama_train/survive/signals.py), launch.torchrun hands it on to its ranks.
+(llama_train/survive/signals.py), launch.torchrun hands it on to its ranks. One that comes before even this program
+runs still ends a rank, with a status by which the job knows that it was asked to stop (launch/attempts.py).
 """
 
 import os

@@ -47,15 +47,9 @@ def line(job: Job, number: int, count: int) -> str:
     """Return the shell command of host `number`."""
     names = job.launch.hosts
     # ssh's user@host is not part of the address
-    command = [
-        python_of(job),
-        "-m",
-        "launch.torchrun",
-        f"--nodes={len(names)}",
-        f"--node={number}",
-        f"--processes={count}",
-    ]
-    command += [f"--address={names[0].rpartition('@')[2]}", f"--port={job.launch.port}", f"--id={job.train.name}"]
+    command = [python_of(job), "-m", "launch.torchrun", f"--nodes={len(names)}", f"--node={number}"]
+    command += [f"--processes={count}", f"--address={names[0].rpartition('@')[2]}", f"--port={job.launch.port}"]
+    command += [f"--id={job.train.name}"]
     interface = job.train.cluster.interface
     network = f"NCCL_SOCKET_IFNAME={interface} GLOO_SOCKET_IFNAME={interface} " if interface else ""
     return f"cd {shlex.quote(str(Path.cwd()))} && {network}{shlex.join([*command, 'llama_train', *job.arguments])}"

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 FORK = multiprocessing.get_context("fork")  # torch is imported already; nothing in the parent has touched a GPU
-REPEATS = 5
+REPEATS = 3
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

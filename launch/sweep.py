@@ -1,5 +1,6 @@
 """`llama-launch sweep`: llama-train --multirun, here or on SLURM, and what came out, side by side."""
 
+import importlib.util
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -153,6 +154,15 @@ def first_job(overrides: list[str]) -> list[str]:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+    if "hydra/sweeper=optuna" in overrides and importlib.util.find_spec("optuna") is None:
+        raise ConfigError("a search needs hydra-optuna-sweeper: pip install 'llama-train[sweep]'")
+    searches = any(each.key_or_group == "hydra/sweeper" for each in parsed)
+    for each in parsed:
+        if isinstance(each.value(), IntervalSweep) and not searches:
+            raise ConfigError(
+                f"{each.key_or_group}: an interval has no end of values; add hydra/sweeper=optuna to search in it, or "
+                "give values"
+            )
     by_sweeper = any(each.key_or_group.startswith("hydra.sweeper.params") for each in parsed)
     if not by_sweeper and not any(each.is_sweep_override() for each in parsed):
         raise ConfigError("nothing is swept; give a setting several values: optimizer.learning_rate=1e-3,3e-3")

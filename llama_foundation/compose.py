@@ -246,6 +246,8 @@ def _explained(schema: type, overrides: list[str], home: Path) -> Iterator[None]
     try:
         yield
     except _HYDRA_ERRORS as error:
+        if str(error) == "No trials are completed yet.":  # Optuna's, which has no best one
+            raise RunError("no job of the search has a result; each has said why") from error
         raise ConfigError(explain(error, schema, overrides, home)) from error
 
 

@@ -7,15 +7,18 @@ rank 0 writes there, except for the per-rank files inside a checkpoint.
 import dataclasses
 import re
 import uuid
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from data_pipeline.shards.reader import ShardRoot, open_root
 from llama_foundation.errors import CheckpointError, DataError
 from llama_foundation.files import publish_text
 from llama_train.checkpoint.collective import broadcast_bytes, gather_everywhere
+from llama_train.checkpoint.local import LocalCheckpoint, LocalTier
 from llama_train.checkpoint.restore import Checkpoint, newest_good, restore
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.checkpoint.stored_chunk import DamagedError
@@ -114,7 +117,9 @@ class Run:
             state = self.checkpoint.state
             damage = None
             try:
-                engine.load_chunks(restore(self.checkpoint, engine.chunks()))
+                found = self.checkpoint
+                own = isinstance(found, LocalCheckpoint)
+                engine.load_chunks(found.restore(engine.chunks()) if own else restore(found, engine.chunks()))
             except DamagedError as error:
                 damage = str(error)
             damages = [damage for damage in gather_everywhere(damage, self.world.background) if damage is not None]
@@ -146,11 +151,14 @@ class Run:
             if optimizer:
                 engine.load_scalars(scalars)
 
-    def _newest(self, below: int | None = None) -> Checkpoint | None:
+    def _newest(self, below: int | None = None) -> Checkpoint | LocalCheckpoint | None:
         """Open the newest good checkpoint of both tiers, and take down why newer ones are passed over."""
-        best: Checkpoint | None = None
+        best: Checkpoint | LocalCheckpoint | None = None
         for store in self.stores:
-            found, passed_over = newest_good(store.directory, group=self.world.background, below=below)
+            if isinstance(store, LocalTier):
+                found, passed_over = store.newest(below)
+            else:
+                found, passed_over = newest_good(store.directory, group=self.world.background, below=below)
             self.passed_over += [message for message in passed_over if message not in self.passed_over]
             if found is not None and (best is None or found.step > best.step):
                 best = found
@@ -159,7 +167,7 @@ class Run:
                 store.damaged |= {step for step in store.steps() if step > best.step}
         return best
 
-    def _pass_over(self, checkpoint: Checkpoint, why: str) -> None:
+    def _pass_over(self, checkpoint: Checkpoint | LocalCheckpoint, why: str) -> None:
         """Go on with the checkpoint before a damaged one."""
         self.passed_over.append(why)
         for store in self.stores:
@@ -168,11 +176,11 @@ class Run:
         self.checkpoint = self._newest(below=checkpoint.step)
 
     @property
-    def stores(self) -> list[CheckpointStore]:
+    def stores(self) -> list[CheckpointStore | LocalTier]:
         """The tiers of checkpoints, the durable one first."""
         return [self.store] if self.fast is None else [self.store, self.fast]
 
-    def _fast_tier(self) -> CheckpointStore | None:
+    def _fast_tier(self) -> CheckpointStore | LocalTier | None:
         settings = self.config.checkpoint
         if settings.fast is None:
             return None
@@ -186,9 +194,13 @@ class Run:
             if not re.fullmatch("[0-9a-f]{32}", mine):
                 raise CheckpointError(f"{path}: {mine[:80]!r} is no id of a run; remove the file to begin another one")
         run_id = broadcast_bytes(mine.encode(), self.world.background).decode()
+        directory = Path(settings.fast) / f"{self.config.name}-{run_id}"
+        if settings.fast_per_node:
+            return LocalTier(directory, self.world.control, settings.fast_keep_last, settings.asynchronous)
         return CheckpointStore(
-            Path(settings.fast) / f"{self.config.name}-{run_id}",
-            group=self.world.background,
+            directory,
+            # of its own: both tiers may be written in the background at once
+            group=dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.engine.timeout_seconds)),
             keep_last=settings.fast_keep_last,
             asynchronous=settings.asynchronous,
         )

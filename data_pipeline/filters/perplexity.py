@@ -125,7 +125,7 @@ def _load(path: str) -> Any:
     except ImportError as error:
         raise UserError(
             "perplexity needs kenlm, which is built from source: with a C++ compiler and CMake installed run "
-            f"pip install kenlm ({error})"
+            f"pip install 'llama-train[kenlm]' ({error})"
         ) from error
     if not Path(path).is_file():
         raise DataError(f"perplexity.models: {path} does not exist")

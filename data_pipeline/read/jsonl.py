@@ -131,14 +131,26 @@ def _lines(piece: Piece, settings: InputConfig) -> Iterator[tuple[bytes | None, 
         elif path.endswith(".zst"):
             yield from _split(_zstd_blocks(file, settings.max_zstd_window_bytes), limit)
         else:
-            position = max(start - 1, 0)
+            position = _first_line(file, start, piece.end) if start > 0 else 0
             file.seek(position)
             lines = _split(iter(lambda: file.read(READ_BYTES), b""), limit)
-            if start > 0:
-                position += next(lines, (None, 0))[1] + 1
             while position < piece.end and (line := next(lines, None)) is not None:
                 position += line[1] + 1
                 yield line
+
+
+def _first_line(file: BinaryIO, start: int, end: int) -> int:
+    """Return where the first line begins that begins in [start, end), or `end`; no byte behind that is read.
+
+    Otherwise each of the pieces that one long line fills would read all the rest of it.
+    """
+    position = start - 1  # a line begins behind a newline
+    file.seek(position)
+    while position < end - 1 and (block := file.read(min(READ_BYTES, end - 1 - position))):
+        if (newline := block.find(b"\n")) >= 0:
+            return position + newline + 1
+        position += len(block)
+    return end
 
 
 def _split(blocks: Iterator[bytes], limit: int) -> Iterator[tuple[bytes | None, int]]:

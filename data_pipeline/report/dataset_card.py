@@ -13,8 +13,16 @@ import yaml
 
 from data_pipeline.config import DataPipelineConfig, flatten
 from data_pipeline.read.rows import source_label
-from data_pipeline.report.report import megabytes, percent, token_count
-from data_pipeline.report.statistics import NO_LICENSE, UNKNOWN_LANGUAGE, StageStatistics, by_key, by_source, total
+from data_pipeline.report.report import megabytes, percent, together, token_count
+from data_pipeline.report.statistics import (
+    NO_LICENSE,
+    OPT_OUT,
+    UNKNOWN_LANGUAGE,
+    StageStatistics,
+    by_key,
+    by_source,
+    total,
+)
 from data_pipeline.stages import STAGES, LocalStage
 from llama_foundation.files import publish_text
 
@@ -107,7 +115,9 @@ def _languages(shards: StageStatistics) -> str:
 def _licenses(shards: StageStatistics) -> str:
     rows = sorted(shards.licenses.items(), key=lambda item: -item[1][1])
     table = _table(["license", "documents", "text"], [[name, f"{n:,}", megabytes(size)] for name, (n, size) in rows])
-    return "As the records state them; nothing was checked.\n\n" + table
+    opted_out = shards.noted.get(OPT_OUT, 0)
+    told = f"\n{opted_out:,} documents state an opt-out, such as a robots rule: `opt_out` in the provenance sidecars.\n"
+    return "As the records state them; nothing was checked.\n\n" + table + told * (opted_out > 0)
 
 
 def _stages(config: DataPipelineConfig, filters: list[StageStatistics]) -> str:
@@ -194,8 +204,9 @@ def _limits(config: DataPipelineConfig, stages: list[StageStatistics]) -> str:
     bad = sum(tally[0] for tally in stages[0].reasons().values())
     lines.append(f"- {bad:,} records could not be read; `report.html` says where they are.")
     for stage in stages[:-1]:
-        for rule, documents in sorted(stage.abstained.items()):
-            lines.append(f"- The rule on `{rule}` could not judge {documents:,} documents and let them pass.")
+        for documents, rules in together(stage.abstained):
+            named = ", ".join(f"`{rule}`" for rule in rules)
+            lines.append(f"- {documents:,} documents could not be judged, and passed, by {named}.")
     deduplicated = [name for name in config.pipeline.stages if not isinstance(STAGES[name], LocalStage)]
     told = ", ".join(f"`{name}`" for name in deduplicated) or "none"
     lines.append(f"- Stages that compare documents: {told}. Copies that these do not find are still there.")

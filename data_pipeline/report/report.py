@@ -11,7 +11,7 @@ from data_pipeline.config import DataPipelineConfig
 from data_pipeline.filters.measure import Rule
 from data_pipeline.read.rows import source_label
 from data_pipeline.report import charts
-from data_pipeline.report.statistics import HOST_SAMPLE, READ, StageStatistics, Tally, by_key, by_source, total
+from data_pipeline.report.statistics import HOST_SAMPLE, OPT_OUT, READ, StageStatistics, Tally, by_key, by_source, total
 from data_pipeline.stages import STAGES
 from data_pipeline.write import NAME as SHARDS
 from llama_foundation.compose import dump
@@ -73,6 +73,7 @@ def write_report(
         personal=[(name, count) for s in filters if s.stage in _PERSONAL for name, count in _by_count(s.edits)],
         contamination=contamination,
         hosts=hosts(stages),
+        opted_out=shards.noted.get(OPT_OUT, 0),
         licenses=sorted(shards.licenses.items(), key=lambda item: -item[1][1]),
     )
     publish_text(path, page)
@@ -97,7 +98,7 @@ def _stage(stage: StageStatistics, rules: list[Rule], tokens_per_byte: float) ->
         "dropped": dropped,
         "is_text": stage.stage != READ,  # what could not be read may be pictures
         "edited_bytes": seen[1] - dropped[1] - kept[1],
-        "abstained": _together(stage.abstained, f"{stage.stage}."),
+        "abstained": together(stage.abstained, f"{stage.stage}."),
         "edits": _by_count(stage.edits),
         "noted": _by_count(stage.noted),
         "rules": sorted(rows, key=lambda row: -row["tally"][0]),
@@ -232,7 +233,7 @@ def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _together(counts: dict[str, int], prefix: str) -> list[tuple[int, list[str]]]:
+def together(counts: dict[str, int], prefix: str = "") -> list[tuple[int, list[str]]]:
     """Return (documents, the rules that abstained on so many), largest first: most rules abstain on the same ones."""
     rules: dict[int, list[str]] = {}
     for name, documents in sorted(counts.items()):

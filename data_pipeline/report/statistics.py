@@ -24,6 +24,9 @@ is found with a standard error of sqrt(p (1 - p) / 1000), and exactly where ther
 
 UNKNOWN_LANGUAGE = "unknown"
 NO_LICENSE = "none stated"
+OPT_OUT = "shards.opt_out"
+"""Note of documents in the shards that state an opt-out."""
+
 READ = "read"
 
 Tally = list[int]

@@ -138,6 +138,10 @@ class CheckpointStore:
         """Return the steps that have a complete checkpoint, ascending."""
         return list(complete_steps(self.directory))
 
+    def file(self, step: int, rank: int) -> Path:
+        """Return where the bytes of rank `rank` are in the checkpoint of `step`."""
+        return self.directory / step_name(step) / rank_file(rank)
+
     def latest(self) -> Path | None:
         """Return the complete checkpoint of the highest step."""
         return next(reversed(complete_steps(self.directory).values()), None)

@@ -14,7 +14,8 @@ class CheckpointConfig:
     keep_last: int = 2  # the newest n stay
     keep_every: int = 0  # steps divisible by this stay for good; 0: none
     asynchronous: bool = False  # write in the background, from a copy in host memory
-    fast: str | None = None  # parent of a second, faster tier: a directory that all ranks share
+    fast: str | None = None  # parent of a second, faster tier: a directory that all ranks share, or
+    fast_per_node: bool = False  # that every node has for itself; only the same layout can read it
     fast_every: int = 0  # optimizer steps between checkpoints there
     fast_keep_last: int = 1  # the newest n stay there
     init_from: str | None = None  # a checkpoint or Hugging Face directory: its weights, a fresh optimizer

@@ -14,8 +14,8 @@ from llama_train.config import Precision, TrainConfig
 from llama_train.data.batches import MicroBatch
 from llama_train.engine.engine import Chunk, RefusedUpdate, StepResult, is_fine
 from llama_train.engine.outputs import shown
-from llama_train.model.initialize import initial_values
-from llama_train.model.llama import IGNORE, Llama
+from llama_train.engine.shared import MOMENTS, fill_with_initial_values, valid_tokens
+from llama_train.model.llama import Llama
 from llama_train.optimizer.adamw import build_adamw
 from llama_train.parallel.apply import parallelize, reduces_every_micro_batch
 from llama_train.parallel.held import held_parameters
@@ -28,8 +28,6 @@ from llama_train.parallel.whole import WholeModel, splits
 
 if TYPE_CHECKING:
     from llama_train.parallel.pipeline import Pipeline
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NativeEngine:
@@ -64,7 +62,7 @@ class NativeEngine:
         look_at_outputs: Callable[[int, torch.Tensor], None] | None = None,
         most_loss: float = math.inf,
     ) -> StepResult:
-        tokens = self._summed(sum(int((m.labels != IGNORE).sum()) for m in micro_batches), self.layout.counts_tokens)
+        tokens = self._summed(valid_tokens(micro_batches), self.layout.counts_tokens)
         # A batch without a single valid token has loss 0 and gradients 0, not NaN.
         divisor = max(int(tokens), 1)
         for model in self.models.values():
@@ -140,10 +138,7 @@ class NativeEngine:
         for held in self.held:
             local = held.parameter.detach()
             (local.to_local() if isinstance(local, DTensor) else local).zero_()  # rows that fill up a vocabulary
-        for chunk in self.chunks(optimizer=False):
-            name = chunk.name.removeprefix("weights/")
-            shape, offsets, lengths = chunk.shape, chunk.offsets, chunk.tensor.shape
-            chunk.tensor.copy_(initial_values(config.seed, name, shape, offsets, lengths, config.model, self.dtype))
+        fill_with_initial_values(self.chunks(optimizer=False), config)
 
     def _pipeline(self, config: TrainConfig) -> "Pipeline":
         from llama_train.parallel.pipeline import Pipeline  # a second of imports

@@ -1,16 +1,18 @@
 """What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections import deque
-from typing import Protocol
-
-from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.text import Text
+from typing import TYPE_CHECKING, Protocol
 
 from llama_train.config import ConsoleName
 from llama_train.observe.metrics import StepRecord
+
+if TYPE_CHECKING:  # rich is imported late: most ranks say nothing
+    from rich.console import Console as RichConsole
+    from rich.text import Text
 
 _RECENT = 20
 """The time that is left is guessed from this many steps."""
@@ -40,21 +42,26 @@ def make_console(
         every: steps between plain lines.
         console: where to write; standard output if not given.
     """
-    console = console or _Terminal(highlight=False, soft_wrap=True)
+    if name is ConsoleName.none:
+        return SilentConsole()
+    console = console or _terminal()
     if name is ConsoleName.auto:
         name = ConsoleName.progress if console.is_terminal else ConsoleName.lines
     if name is ConsoleName.progress:
         return ProgressConsole(console, steps, start_step)
-    if name is ConsoleName.lines:
-        return LineConsole(console, steps, start_step, every)
-    return SilentConsole()
+    return LineConsole(console, steps, start_step, every)
 
 
-class _Terminal(RichConsole):
-    def on_broken_pipe(self) -> None:
-        """Whoever read the output went away (`| head`): go on without it, where rich would exit."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _terminal() -> RichConsole:
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            """Whoever read the output went away (`| head`): go on without it, where rich would exit."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return Terminal(highlight=False, soft_wrap=True)
 
 
 class SilentConsole:
@@ -89,7 +96,7 @@ class LineConsole:
             )
 
     def line(self, message: str) -> None:
-        self._console.print(Text(message))
+        self._console.print(_text(message))
 
     def close(self) -> None:
         pass
@@ -99,6 +106,8 @@ class ProgressConsole:
     """A bar that moves with every step; events scroll past above it."""
 
     def __init__(self, console: RichConsole, steps: int, start_step: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
         self._steps = steps
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._progress = Progress(
@@ -120,10 +129,16 @@ class ProgressConsole:
         self._progress.update(self._task, completed=record.step, numbers=f"{describe(record)}  eta {left}")
 
     def line(self, message: str) -> None:
-        self._progress.console.print(Text(message))
+        self._progress.console.print(_text(message))
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def _text(message: str) -> Text:
+    from rich.text import Text
+
+    return Text(message)  # no markup: a message may hold brackets
 
 
 def describe(record: StepRecord) -> str:

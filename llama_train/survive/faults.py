@@ -19,7 +19,7 @@ import torch
 
 from llama_foundation.errors import ConfigError
 from llama_train.checkpoint import store as checkpoint_store
-from llama_train.checkpoint.index import rank_file, step_name
+from llama_train.checkpoint.local import LocalTier
 from llama_train.checkpoint.store import CheckpointStore
 from llama_train.engine.engine import Chunk, Engine
 from llama_train.survive.fault_plan import AFTER_A_CHECKPOINT, Fault, parse_faults
@@ -83,7 +83,7 @@ class Faults:
         return {**looks, "look_at_gradients": break_gradients}
 
     @contextlib.contextmanager
-    def saving(self, step: int, store: CheckpointStore) -> Iterator[None]:
+    def saving(self, step: int, store: CheckpointStore | LocalTier) -> Iterator[None]:
         """Around the checkpoint that is written after step `step`."""
         due = self._due(step, AFTER_A_CHECKPOINT, later=True)
         if any(fault.kind == "disk_full" for fault in due):
@@ -95,7 +95,7 @@ class Faults:
         if due:
             store.wait()
         for fault in due:
-            path = store.directory / step_name(step) / rank_file(fault.rank)
+            path = store.file(step, fault.rank)
             if fault.kind == "torn_checkpoint":
                 os.truncate(path, path.stat().st_size // 2)
             else:

@@ -18,8 +18,7 @@ _TRIM_EVERY = 20  # optimizer steps
 class GarbageCollection:
     """Collects after every `every`-th finished step, and at no other time; 0 leaves Python's own schedule alone.
 
-    A start leaves collecting to this: what it imports stays, and looking through it again and again takes a tenth of
-    it.
+    A start does not collect: what it imports stays, and looking through it again and again takes a tenth of the time.
 
     With `tensors_on_cpu`, freed memory goes back to the system every 20 steps.
 

@@ -84,12 +84,14 @@ def test_the_sidecar_keeps_cluster_copies_license_date_and_scores(tmp_path):
             "date": f"2020-01-{number + 1:02d}",
             "copies": number + 1,
             "url": f"http://{number}",
+            "opt_out": "meta robots: noai" if number in (4, 9) else None,
         }
         for number in range(20)
     ]
     rows[3]["cluster"] = bytes(range(16))
     scores = {"c4.sentences": [float(n) for n in range(20)], "gopher.ratio": [None, *(n / 7 for n in range(19))]}
-    output, _ = shards(tmp_path, rows, scores)
+    output, statistics = shards(tmp_path, rows, scores)
+    assert statistics.noted == {"shards.opt_out": 2}
     written = {row["row"]: row for row in provenance(output)}
     assert len(written) == 20
     for number, row in written.items():
@@ -100,6 +102,7 @@ def test_the_sidecar_keeps_cluster_copies_license_date_and_scores(tmp_path):
             f"http://{number}",
         )
         assert row["cluster"] == (bytes(range(16)).hex() if number == 3 else None)
+        assert row["opt_out"] == ("meta robots: noai" if number in (4, 9) else None)
         assert row["c4.sentences"] == number
         assert row["gopher.ratio"] == (None if number == 0 else float(np.float32((number - 1) / 7)))
     schema = pq.read_schema(next(output.glob("train/*/*.parquet")))

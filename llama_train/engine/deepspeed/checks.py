@@ -1,7 +1,6 @@
 """What DeepSpeed cannot do, or does wrongly, refused by name before anything starts. DeepSpeed is not imported here."""
 
 import dataclasses
-import importlib.util
 import logging
 import os
 import shutil
@@ -163,8 +162,3 @@ def _check_precision(engine: EngineConfig) -> None:
 
 def _shown(value: object) -> object:
     return getattr(value, "name", "null" if value is None else value)
-
-
-def is_installed() -> bool:
-    """Whether there is a DeepSpeed to import."""
-    return importlib.util.find_spec("deepspeed") is not None

@@ -16,14 +16,14 @@ import torch.distributed as dist
 from llama_foundation.errors import RunError
 from llama_train.config import TrainConfig
 from llama_train.data.batches import MicroBatch
-from llama_train.engine.deepspeed.checks import check_deepspeed, check_nvme
+from llama_train.engine.deepspeed.checks import check_nvme
 from llama_train.engine.deepspeed.mend import groups_wait_no_longer, import_deepspeed
 from llama_train.engine.deepspeed.partitions import Piece, find_partitions
 from llama_train.engine.deepspeed.settings import resolve_settings, settings_line
 from llama_train.engine.engine import Chunk, RefusedUpdate, StepResult, is_fine
 from llama_train.engine.outputs import shown
-from llama_train.model.initialize import initial_values
-from llama_train.model.llama import IGNORE, Llama
+from llama_train.engine.shared import MOMENTS, fill_with_initial_values, valid_tokens
+from llama_train.model.llama import Llama
 from llama_train.model.names import canonical_parameters
 from llama_train.optimizer.adamw import adamw_without_state, first_state
 from llama_train.parallel.activations import checkpoint_activations
@@ -31,14 +31,11 @@ from llama_train.parallel.attention_backend import choose_attention
 from llama_train.parallel.inputs import model_inputs
 from llama_train.parallel.layout import Layout
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class DeepSpeedEngine:
     """One model under ZeRO on this rank, with its optimizer. See `engine.Engine` for the methods."""
 
     def __init__(self, config: TrainConfig, layout: Layout, device: torch.device) -> None:
-        check_deepspeed(config)
         self.device = device
         self.layout = layout
         self.max_grad_norm = config.optimizer.max_grad_norm
@@ -63,7 +60,10 @@ class DeepSpeedEngine:
         for number, master in enumerate(self.held.masters):
             with self.held.present(number, state=True):
                 self.optimizer.state[master] = first_state(master.detach())
-        self._fill(config)
+        # DeepSpeed has made the masters from weights that it had rounded to bf16: they begin anew.
+        fill_with_initial_values(self._chunks(optimizer=False, changed=True), config)
+        with torch.no_grad():
+            self.held.publish()
 
     def step(
         self,
@@ -73,7 +73,7 @@ class DeepSpeedEngine:
         look_at_outputs: Callable[[int, torch.Tensor], None] | None = None,
         most_loss: float = math.inf,
     ) -> StepResult:
-        tokens = int(self._summed(sum(int((m.labels != IGNORE).sum()) for m in micro_batches)))
+        tokens = int(self._summed(valid_tokens(micro_batches)))
         # A batch without a single valid token has loss 0 and gradients 0, not NaN.
         divisor = max(tokens, 1)
         self.model.train()
@@ -128,15 +128,6 @@ class DeepSpeedEngine:
     def load_scalars(self, scalars: dict[str, Any]) -> None:
         for master in self.held.masters:
             self.optimizer.state[master]["step"].fill_(scalars["adamw_step"])
-
-    @torch.no_grad()
-    def _fill(self, config: TrainConfig) -> None:
-        """Start the masters from the initial values themselves: DeepSpeed's own have been rounded to bf16."""
-        for chunk in self._chunks(optimizer=False, changed=True):
-            name = chunk.name.removeprefix("weights/")
-            shape, offsets, lengths = chunk.shape, chunk.offsets, tuple(chunk.tensor.shape)
-            chunk.tensor.copy_(initial_values(config.seed, name, shape, offsets, lengths, config.model))
-        self.held.publish()
 
     def _chunks(self, optimizer: bool, changed: bool) -> Iterator[Chunk]:
         """Yield what `chunks` yields; `changed`: what is written into them lasts."""

@@ -95,7 +95,7 @@ def test_lines_are_normalized_as_ccnet_did():
 def test_a_missing_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "kenlm", None)
     settings = Perplexity({"en": LanguageModel("m.bin", head=1.0, middle=2.0)})
-    with pytest.raises(UserError, match=r"C\+\+ compiler and CMake installed run pip install kenlm"):
+    with pytest.raises(UserError, match=r"C\+\+ compiler and CMake installed run pip install .llama-train.kenlm"):
         perplexity.measure(documents(["x"], ["en"]), settings)
 
 

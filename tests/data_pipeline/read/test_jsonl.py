@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import os
 import random
@@ -6,6 +7,8 @@ import random
 import pytest
 import zstandard
 from read_whole import read_whole
+
+from data_pipeline.read import jsonl
 
 
 def write(path, data):
@@ -45,6 +48,20 @@ def test_any_cut_of_a_file_gives_the_same_rows(tmp_path, trailing):
     path = write(tmp_path / "a.jsonl", data)
     for size in [*range(1, 40), 100, len(data) - 1, len(data), len(data) + 1]:
         assert read(path, size) == (dict(enumerate(texts)), {}), size
+
+
+def test_the_pieces_of_one_long_line_do_not_each_read_the_rest_of_it(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", records(["first", "x" * 12_000_000, "last"]))
+    taken = []
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer):
+            taken.append(super().readinto(buffer))
+            return taken[-1]
+
+    monkeypatch.setattr(jsonl, "open_file", lambda path: io.BufferedReader(Counted(path)))
+    assert read(path, 600_000, max_line_bytes=50_000) == ({0: "first", 2: "last"}, {"line_too_long": [1]})
+    assert sum(taken) < 3.5 * path.stat().st_size, "to count lines, to find the first of each piece, to read"
 
 
 def test_a_bad_line_is_counted_with_its_row_and_the_next_one_is_read(tmp_path):

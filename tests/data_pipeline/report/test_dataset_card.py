@@ -16,10 +16,11 @@ def stages(*more):
     gopher.count(gopher.seen, "web", "en-US", 990_000, 990)
     gopher.count(gopher.dropped, "web", "gopher_quality.too_few_words", 90_000, 495)
     gopher.count(gopher.kept, "web", "en-US", 900_000, 495)
-    gopher.abstained["gopher_quality.stop_words"] = 77
+    gopher.abstained = {"gopher_quality.words": 77, "gopher_quality.stop_words": 77}
     shards.count(shards.kept, "web", "en-US", 890_000, 490)
     shards.count(shards.kept, "web", None, 10_000, 5)
     shards.licenses = {"mit": [490, 890_000], "none stated": [5, 10_000]}
+    shards.noted = {"shards.opt_out": 12}
     return [read, gopher, *more, shards]
 
 
@@ -61,10 +62,13 @@ def test_the_card_says_how_it_was_made_and_what_is_not_known(tmp_path):
     assert "Where `quickstart` departs from its paper:\n\n- documents of 20 words" in body
     assert "`min_words=20`" in body
     assert "| mit | 490 | 0.9 MB |" in body
+    assert "12 documents state an opt-out" in body
     assert "No stage looked for personal data" in body
     assert "language of 5 of 495 documents is unknown" in body
     assert "10 records could not be read" in body
-    assert "`gopher_quality.stop_words` could not judge 77" in body
+    assert (
+        "77 documents could not be judged, and passed, by `gopher_quality.stop_words`, `gopher_quality.words`" in body
+    )
     assert "Not stated" in body[body.index("## Contact") :]
     assert "Nothing was checked against benchmarks" in body
 

@@ -6,6 +6,8 @@ reference differs by when its batch is cut into micro-batches in other ways, and
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from llama_train.checkpoint.restore import Checkpoint, open_checkpoint
 from llama_train.config import TrainConfig
 from llama_train.model.initialize import initial_values
 from llama_train.prove.harness import make_shards, whole
+from llama_train.prove.zero_sizes import with_shrunk_sizes
+from tests.llama_train.conftest import environment
 from tests.llama_train.engine.engine_runs import Leg, run_leg
 
 STEPS = 20
@@ -29,11 +33,14 @@ ZERO = {stage: ("engine=deepspeed", f"engine.zero_stage={stage}") for stage in (
 
 
 def configured(directory: Path, *overrides: str) -> TrainConfig:
-    """A model of 2 layers whose sizes divide over nothing, clipped at every step."""
+    """A model of 2 layers that divides over nothing, clipped at every step; DeepSpeed cuts it as a large one."""
     base = ["model=tiny", "model.vocab_size=101", "model.initial_std=0.1", "model.context=32", "steps=20"]
     base += ["data.sequence_length=32", "data.batch_size=8", f"data.shards={directory / 'shards'}"]
     base += ["optimizer.learning_rate=3e-3", "optimizer.max_grad_norm=0.5", "schedule.warmup_steps=4"]
-    return compose.compose("train", TrainConfig, [*base, "cluster.device=cpu", "layout.micro_batch_size=2", *overrides])
+    base += ["cluster.device=cpu", "layout.micro_batch_size=2"]
+    config = compose.compose("train", TrainConfig, [*base, *overrides])
+    # Whole on NVMe: DeepSpeed keeps what is under 1 MiB in memory.
+    return config if config.engine.nvme_path is not None else with_shrunk_sizes(config, directory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +124,37 @@ def test_bf16_starts_from_unrounded_weights_and_stays_within_its_noise(reference
     [(3, "fp32"), (2, "fp32"), pytest.param(1, "bf16", marks=pytest.mark.slow)],
 )
 def test_what_deepspeed_saves_itself_is_imported_bit_for_bit(reference: Reference, stage: int, precision: str) -> None:
-    place = reference.directory / f"saved-{stage}"
-    config = configured(reference.directory, *ZERO[stage], f"engine.precision={precision}")
-    run_leg(Leg(config, 2, 0, 3, saved_by_deepspeed=True), place)
-    (place / "ds" / "config.json").write_text(json.dumps(to_huggingface(config.model, "float32", 1, 2)))
-    import_native(open_weights(place / "ds"), place / "imported")
-    ours, theirs = open_checkpoint(place / "imported"), open_checkpoint(place / "step-00000003")
+    place = saved_by_deepspeed(reference, stage, precision)
+    assert_imported_bit_for_bit(place / "ds", place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_what_its_ds_to_universal_makes_of_that_is_imported_bit_for_bit(reference: Reference, stage: int) -> None:
+    place = saved_by_deepspeed(reference, stage, "fp32")
+    tag = (place / "ds" / "latest").read_text()
+    folders = [f"--input_folder={place / 'ds' / tag}", f"--output_folder={place / 'universal' / tag}"]
+    convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *folders, "--inject_missing_state"]
+    workers = ["--num_extract_workers=1", "--num_merge_workers=1"]
+    subprocess.run([*convert, *workers], env=environment(), check=True, capture_output=True)
+    (place / "universal" / "config.json").write_text((place / "ds" / "config.json").read_text())
+    assert_imported_bit_for_bit(place / "universal" / tag, place)
+
+
+def saved_by_deepspeed(reference: Reference, stage: int, precision: str) -> Path:
+    """Return where three steps left their checkpoint, and in ds/ DeepSpeed its own."""
+    place = reference.directory / f"saved-{stage}-{precision}"
+    if not place.exists():
+        config = configured(reference.directory, *ZERO[stage], f"engine.precision={precision}")
+        run_leg(Leg(config, 2, 0, 3, saved_by_deepspeed=True), place)
+        (place / "ds" / "config.json").write_text(json.dumps(to_huggingface(config.model, "float32", 1, 2)))
+    return place
+
+
+def assert_imported_bit_for_bit(directory: Path, place: Path) -> None:
+    imported = place / f"imported-{directory.parent.name}"
+    import_native(open_weights(directory), imported)
+    ours, theirs = open_checkpoint(imported), open_checkpoint(place / "step-00000003")
     assert ours.tensors.keys() == theirs.tensors.keys() and len(ours.tensors) == 3 * (2 * 9 + 3)
     for name in theirs.tensors:
         assert torch.equal(whole(ours, name), whole(theirs, name)), name
