@@ -4,6 +4,7 @@
     DIR/TAG/*_model_states.pt                shapes of the parameters, group by group
     DIR/TAG/*zero_pp_rank_N_*optim_states.pt what rank N held of each group, flat (ZeRO 1, 2 and 3)
     DIR/TAG/zero/NAME/fp32.pt                one parameter (universal); exp_avg.pt, exp_avg_sq.pt, step.pt beside it
+    DIR/TAG/zero/optimizer_state.pt          of ZeRO-3 (universal), instead of step.pt; its parameters are flat
 
 None of it says how many heads the model has, so a Hugging Face config.json must lie in DIR or in DIR/TAG, as Hugging
 Face's Trainer leaves it. DeepSpeed is not needed, and none of its classes is made: those that its pickles name are
@@ -26,6 +27,7 @@ from llama_train.checkpoint.index import TensorEntry
 from llama_train.checkpoint.pth import PickledTensors, pickled_number
 from llama_train.checkpoint.restore import WEIGHTS
 from llama_train.config import ModelConfig
+from llama_train.model.names import parameter_shapes
 
 _WRAPPERS = re.compile(
     r"^(module\.|_orig_mod\.|_forward_module\.)+|(?<=\.)_orig_mod\.|(?<=\.)_checkpoint_wrapped_module\."
@@ -95,8 +97,10 @@ class DeepSpeedDirectory:
         self._config = from_huggingface(json_object(self._home / CONFIG), self._home / CONFIG)
         self._parts: dict[str, _Parts] = {}
         steps: list[float | None] = []
-        for kind, name, parts in _universal(tag, steps) if (tag / "zero").is_dir() else _native(tag, steps):
-            self._parts[kind + _WRAPPERS.sub("", name)] = parts
+        universal = (tag / "zero").is_dir()
+        found = _universal(tag, steps, parameter_shapes(self._config)) if universal else _native(tag, steps)
+        for kind, name, parts in found:
+            self._parts[kind + _canonical(name)] = parts
         if self._config.tied_embeddings and WEIGHTS + _EMBEDDING in self._parts:
             for kind in _KINDS:
                 self._parts.pop(kind + _HEAD, None)
@@ -165,26 +169,57 @@ def _one_step(tag: Path, steps: list[float | None]) -> float | None:
     return steps[0]
 
 
-def _universal(tag: Path, steps: list[float | None]) -> Iterator[tuple[str, str, _Parts]]:
+def _canonical(name: str) -> str:
+    return _WRAPPERS.sub("", name)
+
+
+def _universal(
+    tag: Path, steps: list[float | None], shapes: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[str, str, _Parts]]:
+    shared = _shared_step(tag / "zero" / "optimizer_state.pt")
     for place in sorted(path.parent for path in (tag / "zero").glob("*/fp32.pt")):
-        for kind, stored in _KINDS.items():
-            if (place / f"{stored}.pt").is_file():
-                yield kind, place.name, _universal_tensor(place / f"{stored}.pt")
-        files = [place / f"{name}.pt" for name in (*_KINDS.values(), _STEP)]
-        steps.append(pickled_number(files[-1]) if all(path.is_file() for path in files) else None)
+        files = {kind: place / f"{stored}.pt" for kind, stored in _KINDS.items()}
+        present = {kind: path for kind, path in files.items() if path.is_file()}
+        for kind, path in present.items():
+            yield kind, place.name, _universal_tensor(path, shapes.get(_canonical(place.name)))
+        step = pickled_number(place / f"{_STEP}.pt") if (place / f"{_STEP}.pt").is_file() else shared
+        steps.append(step if present == files else None)
 
 
-def _universal_tensor(path: Path) -> _Parts:
+def _universal_tensor(path: Path, expected: tuple[int, ...] | None) -> _Parts:
+    """Open one parameter; of ZeRO-3 it is flat, and its shape is the `expected` one if it has as many elements."""
     shape: list[tuple[int, ...]] = []
 
     def pick(value: dict[Any, Any]) -> dict[Any, Any]:
-        if not isinstance(value.get("param"), torch.Tensor):
+        tensor = value.get("param")
+        if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{path}: holds no tensor `param`")
-        shape.append(tuple(value["param"].shape))
-        return {"param": value["param"].flatten()}
+        flat = tensor.ndim == 1 and expected is not None and tensor.numel() == math.prod(expected)
+        shape.append(expected if flat and expected is not None else tuple(tensor.shape))
+        return {"param": tensor.flatten()}
+
+    file = PickledTensors(path, _STAND_INS, pick, alone="param")
+    return _Parts(shape[0], [(file, "param", 0, math.prod(shape[0]))])
+
+
+def _shared_step(path: Path) -> float | None:
+    """Return the count of updates in a universal checkpoint's one file of optimizer state, None if there is none."""
+    if not path.is_file():
+        return None
+    counts: list[float | None] = []
+
+    def pick(state: dict[Any, Any]) -> dict[Any, Any]:
+        tensors = {}
+        for number, moments in _moments(state, len(state.get("fp32_flat_groups", []))):
+            if isinstance(moments[_STEP], torch.Tensor):
+                tensors[str(number)] = moments[_STEP].reshape(1)
+            else:
+                counts.append(float(moments[_STEP]))
+        return tensors
 
     file = PickledTensors(path, _STAND_INS, pick)
-    return _Parts(shape[0], [(file, "param", 0, math.prod(shape[0]))])
+    counts += [float(file.read(name, (0,), (1,))) for name in file.tensors]
+    return _one_step(path, counts)
 
 
 def _native(tag: Path, steps: list[float | None]) -> Iterator[tuple[str, str, _Parts]]:

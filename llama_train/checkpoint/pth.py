@@ -49,6 +49,7 @@ class PickledTensors:
     Args:
         stand_ins: what else the file may name, each with something harmless that is called in its place.
         pick: returns the named tensors, where the file's dictionary holds other things as well.
+        alone: the name for a tensor that the file may hold instead of a dictionary.
 
     Raises:
         CheckpointError: it is damaged, holds anything but named tensors, or names a class that is not allowed.
@@ -59,12 +60,13 @@ class PickledTensors:
         path: Path,
         stand_ins: Mapping[str, Any] = MappingProxyType({}),
         pick: Callable[[dict[Any, Any]], dict[Any, Any]] = lambda value: value,
+        alone: str | None = None,
     ) -> None:
         self.path = path
         self.tensors: dict[str, TensorEntry] = {}
         self._begin: dict[str, int] = {}
         sizes = _check_archive(path, ALLOWED | stand_ins.keys())
-        for name, tensor in _picked(path, stand_ins, pick).items():
+        for name, tensor in _picked(path, stand_ins, pick, alone).items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                 raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
             if tensor.dtype not in DTYPES.values() or not tensor.is_contiguous():
@@ -99,19 +101,21 @@ class PickledTensors:
 
 
 def _picked(
-    path: Path, stand_ins: Mapping[str, Any], pick: Callable[[dict[Any, Any]], dict[Any, Any]]
+    path: Path, stand_ins: Mapping[str, Any], pick: Callable[[dict[Any, Any]], dict[Any, Any]], alone: str | None
 ) -> dict[Any, Any]:
-    value = _described(path, stand_ins)
+    value = _described(path, stand_ins, alone)
     try:
         return pick(value)
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not laid out as it should be: {type(error).__name__}: {error}") from error
 
 
-def _described(path: Path, stand_ins: Mapping[str, Any]) -> dict[Any, Any]:
+def _described(path: Path, stand_ins: Mapping[str, Any], alone: str | None) -> dict[Any, Any]:
     """Run the weights-only loader with tensors that have no memory."""
     with FakeTensorMode(), torch.serialization.safe_globals([(made, name) for name, made in stand_ins.items()]):
         value = _loaded(path)
+    if alone is not None and isinstance(value, torch.Tensor):
+        return {alone: value}
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of tensors")
     return value

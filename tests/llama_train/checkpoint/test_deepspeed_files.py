@@ -160,6 +160,29 @@ def test_universal_checkpoints_are_read(tmp_path: Path) -> None:
     assert open_weights(tmp_path).tensors.keys() == {f"weights/{name}" for name in tensors}
 
 
+def test_universal_checkpoints_of_zero_3_are_flat_and_count_their_updates_in_one_file(tmp_path: Path) -> None:
+    tensors = weights()
+    for name, tensor in tensors.items():
+        place = tmp_path / "zero" / f"module.{name}"
+        place.mkdir(parents=True)
+        torch.save(tensor.flatten(), place / "fp32.pt")
+        for kind in ("exp_avg", "exp_avg_sq"):
+            torch.save(moments(tensors)[f"optimizer/{kind}/{name}"].flatten(), place / f"{kind}.pt")
+    flat = [torch.ones(4), torch.ones(2)]
+    torch.save({"fp32_flat_groups": flat} | adamw(flat, "stage 3"), tmp_path / "zero" / "optimizer_state.pt")
+    (tmp_path / "config.json").write_text(json.dumps(to_huggingface(MODEL, "float32", 1, 2)))
+    source = open_weights(tmp_path)
+    expected = moments(tensors) | {f"weights/{name}": tensor for name, tensor in tensors.items()}
+    assert source.tensors.keys() == expected.keys() and source.adamw_step == 7
+    for name, tensor in expected.items():
+        assert torch.equal(source.read(name, (0,) * tensor.ndim, tuple(tensor.shape)), tensor)
+    (tmp_path / "zero" / "optimizer_state.pt").unlink()
+    assert open_weights(tmp_path).tensors.keys() == {f"weights/{name}" for name in tensors}
+    torch.save(torch.ones(9), tmp_path / "zero" / "module.lm_head.weight" / "fp32.pt")
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is of shape \[9\] in the checkpoint and .*\[11, 6\]"):
+        import_native(open_weights(tmp_path), tmp_path / "out")
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.system, ("touch /tmp/deepspeed-evil",)
