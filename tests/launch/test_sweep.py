@@ -93,6 +93,9 @@ def test_comparison_ranks_by_validation_loss_and_shows_what_changed(tmp_path, ca
     page = (tmp_path / "page.html").read_text()
     assert "learning_rate = 0.2" in page and page.count("<svg") >= 1
     assert "best first by validation loss" in capsys.readouterr().out
+    (runs[1] / "summary.json").write_text('{"finished": false}')
+    best = compare.compare(runs, tmp_path / "page.html", "s")
+    assert [each.settings["optimizer.learning_rate"] for each in best] == [0.1, 0.4, 0.2]
 
 
 def test_run_that_is_not_finished_or_has_not_begun_is_shown_as_such(tmp_path, capsys) -> None:

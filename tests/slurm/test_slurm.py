@@ -171,20 +171,23 @@ def test_warning_ahead_of_the_time_limit_makes_a_checkpoint_and_a_new_attempt(
 def test_dead_nodes_are_replaced_or_done_without_and_the_run_finishes(slurm, launch, settings, tmp_path) -> None:
     run = tmp_path / "run"
     slurm.run("scontrol", "update", "nodename=n4", "state=drain", "reason=test").check_returncode()
-    job = submitted(launch("slurm", "nodes=1-2", "layout.micro_batch_size=1", *long(settings, 400)))
+    job = submitted(
+        launch("slurm", "nodes=1-4", "layout.micro_batch_size=1", *long(settings, 400), "data.batch_size=8")
+    )
     dead = []
     try:
-        for _ in range(2):  # of n1 to n3 one is left
+        for _ in range(2):  # of n1 to n3, two of which are used, one is left
             trains(slurm, job, run, newest_step(run) + 20, 120)
             nodes = slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
-            dead.append(slurm.run("scontrol", "show", "hostnames", nodes).stdout.split()[-1])
+            dead.append(slurm.run("scontrol", "show", "hostnames", nodes).stdout.split()[1])
             slurm.kill_node(dead[-1])
             time.sleep(0.5)  # for a checkpoint that was all but there
         assert ended(slurm, job, run, 150) == "COMPLETED", log(run)
         attempts = read_attempts(run)
         shown = [slurm.run("scontrol", "show", "hostnames", each["nodes"]).stdout.split() for each in attempts]
-        assert len(shown[0]) == 2 and any(len(each) == 2 and dead[0] not in each for each in shown[1:])
-        assert len(shown[-1]) == 1 and shown[-1][0] not in dead and "1 of 1 nodes are used" in log(run)
+        assert len(shown[0]) == 3 and any(len(each) == 2 and dead[0] not in each for each in shown[1:])
+        assert len(shown[-1]) == 1 and shown[-1][0] not in dead
+        assert all(f"{used} nodes are used" in log(run) for used in ("2 of 3", "2 of 2", "1 of 1")), log(run)
         assert attempts[-1]["ended_after"] == 400 and attempts[-1]["began_after"] >= 40
         assert sorted(losses(run)) == list(range(1, 401))
     finally:
