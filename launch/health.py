@@ -268,7 +268,7 @@ def report(
         print(f"all-reduce {kind}: {min(values):.3g} to {max(values):.3g} GB/s{among}")
     for problem in problems:
         print(f"PROBLEM  {problem}")
-    print("nothing wrong" if not problems else f"{len(problems)} problems", flush=True)
+    print("nothing wrong" if not problems else f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", flush=True)
 
 
 def _some(names: list[str], nodes: list[int]) -> str:
