@@ -222,9 +222,9 @@ def test_a_secret_on_the_command_line_is_refused_before_anything_is_written(
     settings = ["experiment=quickstart", "data.shards=x", f"output={tmp_path}", "processes_per_node=1"]
     more = ["optimizer.learning_rate=1,2"] if word == "sweep" else ["hosts=[a,b]"]
     monkeypatch.setattr(
-        sys, "argv", ["llama-launch", word, *settings, *more, "logging.project=planted-secret-0123456789"]
+        sys, "argv", ["llama-launch", word, *settings, *more, "logging.wandb_project=planted-secret-0123456789"]
     )
     assert launcher.main() == 2
     said = capsys.readouterr()
-    assert "logging.project: its value is a secret" in said.err and "planted" not in said.err + said.out
+    assert "logging.wandb_project: its value is a secret" in said.err and "planted" not in said.err + said.out
     assert list(tmp_path.iterdir()) == []
