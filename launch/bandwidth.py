@@ -53,7 +53,10 @@ def _search(nodes: list[int], measure: Measure) -> list[int]:
     pairs = [
         [[nodes[one], nodes[other]] for one, other in groups] for groups in every_pair(len(nodes), 3 + len(nodes) % 2)
     ]
-    return bad_of_pairs([(groups, measure(groups)) for groups in pairs])
+    measured = [(groups, measure(groups)) for groups in pairs]
+    if bad_of_pairs(measured):  # once more: a disturbance passes, a bad node stays
+        measured += [(groups, measure(groups)) for groups in pairs]
+    return bad_of_pairs(measured)
 
 
 def _bisect(suspects: Round, proven: list[int], usual: float, measure: Measure) -> list[int]:
@@ -112,17 +115,17 @@ def every_pair(nodes: int, most: int | None = None) -> list[Round]:
 
 
 def slow_pairs(measured: Sequence[tuple[Round, Sequence[float]]]) -> dict[tuple[int, int], bool]:
-    """Return for every measured pair whether it is slow, beside what is usual; the last measurement counts.
+    """Return for every measured pair whether it is slow, beside what is usual; of several measurements the best counts.
 
     Args:
         measured: of every round the groups and their bandwidths, in GB/s; 0 for one that failed.
     """
-    pairs = {
-        (group[0], group[1]): value
-        for groups, values in measured
-        for group, value in zip(groups, values, strict=True)
-        if len(group) == 2
-    }
+    pairs: dict[tuple[int, int], float] = {}
+    for groups, values in measured:
+        for group, value in zip(groups, values, strict=True):
+            if len(group) == 2:
+                pair = min(group), max(group)
+                pairs[pair] = max(value, pairs.get(pair, 0.0))
     return dict(zip(pairs, _slow(list(pairs.values())), strict=True))
 
 

@@ -208,20 +208,25 @@ def _through_hydra(
         nonlocal status
         if crash:
             return None
-        label = ""
+        label, sweeping = "", HydraConfig.get().mode == RunMode.MULTIRUN
         try:
+            if sweeping:
+                print(f"job {HydraConfig.get().job.num}: {_job_label(swept | _swept_by_sweeper())}", file=sys.stderr)
             config = to_object(composed, schema)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if sweeping:
                 label = _job_label(swept | _swept_by_sweeper())
                 if hasattr(config, "name"):
                     config.name = f"{config.name}-{label}" if label else config.name
-                print(f"job {HydraConfig.get().job.num}: {label}", file=sys.stderr)
             own = _called(command, config)
             status = max(status, own)
+            if own and os.getpid() != process:
+                raise RunError(f"ended with status {own}")
             return objective(config) if objective is not None and own == 0 else None
         except UserError as error:
             print(f"error: {label and label + ': '}{error}", file=sys.stderr)
             status = max(status, error.exit_code)
+            if os.getpid() != process:  # a job on SLURM: of this status the sweep hears only so
+                raise
         except Exception as error:
             if os.getpid() != process:  # a job on SLURM: what it appends here nobody sees
                 traceback.print_exc()

@@ -46,6 +46,16 @@ def test_the_slow_or_failing_node_is_named_and_no_other(nodes: int, speed: float
         assert find_bad_nodes(nodes, Network({bad: speed})) == [bad]
 
 
+@pytest.mark.parametrize("nodes", [2, 3, 4, 8, 9])
+def test_a_disturbance_that_passes_accuses_nobody(nodes: int) -> None:
+    class Disturbed(Network):
+        def __call__(self, groups: list[list[int]]) -> list[float]:
+            self.speeds = {1: 0.2} if len(self.rounds) < 3 else {}
+            return super().__call__(groups)
+
+    assert find_bad_nodes(nodes, Disturbed({})) == []
+
+
 @pytest.mark.parametrize("nodes", [4, 5, 6, 8, 32])
 def test_a_node_that_reaches_only_the_first_is_named(nodes: int) -> None:
     class Cut(Network):

@@ -108,7 +108,9 @@ PAIRS = [("of 2 nodes", [[0, 1], [2, 3]], [1.0, 1.0]), ("of 2 nodes", [[0, 2], [
     ],
 )
 def test_what_is_said_of_the_network(measured, bad, silent, said) -> None:
-    assert judge_network(measured, bad, silent, NAMES) == said
+    assert judge_network(measured, bad, silent, NAMES, links=True) == said
+    if "between these two" in "".join(said):
+        assert judge_network(measured, bad, silent, NAMES, links=False) == []
 
 
 def test_of_a_rank_that_is_silent_nothing_is_judged() -> None:

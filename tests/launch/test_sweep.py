@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from launch import __main__ as launcher
 from launch import compare, jobs, sweep
 from llama_foundation.compose import compose
 from llama_foundation.errors import ConfigError
@@ -211,3 +212,19 @@ def test_objective_is_the_validation_loss_else_that_of_the_last_tenth_and_nothin
         (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
         (run / "summary.json").write_text(json.dumps(summary | changes))
         assert objective(run) == expected
+
+
+@pytest.mark.parametrize("word", ["sweep", "hosts"])
+def test_a_secret_on_the_command_line_is_refused_before_anything_is_written(
+    word, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "planted-secret-0123456789")
+    settings = ["experiment=quickstart", "data.shards=x", f"output={tmp_path}", "processes_per_node=1"]
+    more = ["optimizer.learning_rate=1,2"] if word == "sweep" else ["hosts=[a,b]"]
+    monkeypatch.setattr(
+        sys, "argv", ["llama-launch", word, *settings, *more, "logging.wandb_project=planted-secret-0123456789"]
+    )
+    assert launcher.main() == 2
+    said = capsys.readouterr()
+    assert "logging.wandb_project: its value is a secret" in said.err and "planted" not in said.err + said.out
+    assert list(tmp_path.iterdir()) == []

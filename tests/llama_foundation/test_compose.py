@@ -1,4 +1,5 @@
 import logging
+import os
 import re
 import shlex
 import sys
@@ -293,6 +294,23 @@ def test_a_user_error_of_the_command_is_printed_in_a_sweep_too(toy, monkeypatch,
         "error: steps=1: nothing at 1",
         "error: steps=2: nothing at 2",
     ]
+
+
+@pytest.mark.parametrize("status", [None, 3])
+def test_job_in_another_process_tells_the_sweep_that_it_failed(toy, monkeypatch, capsys, status) -> None:
+    """As on SLURM: of the status that the job's process keeps, the sweep's own process hears nothing."""
+    here = os.getpid()
+
+    def fail(config: Toy) -> int:
+        monkeypatch.setattr(os, "getpid", lambda: here + 1)
+        if status is None:
+            raise DataError(f"nothing at {config.steps}")
+        return status
+
+    monkeypatch.setattr(sys, "argv", ["toy", "-m", "steps=1,2"])
+    assert main("toy", Toy, fail) == (status or DataError.exit_code)
+    words = "nothing at 1" if status is None else "ended with status 3"
+    assert words in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_hydras_pickle_flag_is_refused(toy, monkeypatch, capsys) -> None:

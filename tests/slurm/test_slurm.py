@@ -280,7 +280,7 @@ def test_doctor_finds_nothing_wrong_with_four_nodes_and_measures_them(launch, tm
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert re.findall(r"^(n\d) ", found.stdout, re.MULTILINE) == ["n1", "n2", "n3", "n4"]
-    assert found.stdout.count("all-reduce in groups of 4 nodes") == 1 and "groups of 2 nodes" in found.stdout
+    assert found.stdout.count("all-reduce of 4 nodes") == 1 and "all-reduce of 2 nodes" in found.stdout
     assert "nothing wrong" in found.stdout
     assert [path.name for path in tmp_path.glob(".health-*")] == []
 
