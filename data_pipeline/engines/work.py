@@ -208,10 +208,12 @@ def committed_blocks(folder: Path, value: Any) -> list[Block]:
         KeyError, TypeError, ValueError: they are something else, or elsewhere.
     """
     blocks = [Block(**{**each, "path": str(folder / each["path"])}) for each in value["blocks"]]
+    paths = {block.path for block in blocks}  # a shuffle's blocks are many, in one file
+    if any(Path(path).parent != folder or Path(path).is_symlink() for path in paths):
+        raise ValueError(f"a block is not in {folder}")
     for block in blocks:
-        plain = Path(block.path).parent == folder and not Path(block.path).is_symlink()
         numbers = (block.offset, block.length, block.rows)
-        if not plain or not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+        if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
             raise ValueError(f"{block} is no block of {folder}")
         if not isinstance(block.group, str):
             raise TypeError(f"{block.group!r} is no group")

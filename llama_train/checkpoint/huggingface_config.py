@@ -141,5 +141,5 @@ def above_zero(value: dict[str, Any], field: str, kind: type, where: Path, defau
     if found is None:
         found = default
     if isinstance(found, bool) or not isinstance(found, int if kind is int else int | float) or not 0 < found < 1e300:
-        raise CheckpointError(f"{where}: {field}={str(found)[:80]} must be a number above 0")
+        raise CheckpointError(f"{where}: {field}={repr(found)[:80]} must be a number above 0")
     return kind(found)

@@ -85,6 +85,15 @@ def test_retention_never_deletes_the_checkpoint_just_written(tmp_path):
     assert store.steps() == [90, 100]
 
 
+def test_a_checkpoint_whose_damage_was_found_while_it_was_read_keeps_no_good_one_out(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (1, 2):
+        store.save(step, whole_chunks(), {})
+    store.damaged.add(2)  # its sizes are right: whoever looks at it again finds nothing
+    store.save(3, whole_chunks(), {})
+    assert store.steps() == [1, 3]
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(5, whole_chunks(seed=1), {"attempt": 1})
