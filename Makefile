@@ -21,7 +21,7 @@ help:
 	@echo "make chaos       50 kills of random ranks in one run, and every other fault; nothing may be lost"
 	@echo "make chaos-reduced  5 kills and a torn checkpoint, for CI"
 	@echo "make fuzz        every file parser with 1,000 changed files each"
-	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start"
+	@echo "make bench       run every benchmark of a CPU: step, loader, tokenizers, checkpoints, start, restart"
 	@echo "make lint        ruff: rules and formatting"
 	@echo "make format      let ruff mend what it can"
 
@@ -80,6 +80,7 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.tokenizers --megabytes 4
 	$(VENV)/bin/python -m benchmarks.checkpoint --mebibytes 256 --steps 40 --rounds 2
 	$(VENV)/bin/python -m benchmarks.startup
+	$(VENV)/bin/python -m benchmarks.restart
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -41,7 +41,7 @@ def main() -> int:
     gc.disable()  # until the loop: see survive/garbage.py
     # DeepSpeed's launcher adds it to every command; LOCAL_RANK says the same.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
-    sweeping = not {"-m", "--multirun"}.isdisjoint(sys.argv)
+    sweeping, process = not {"-m", "--multirun"}.isdisjoint(sys.argv), os.getpid()
     rank, size = environment_rank()
     if rank != 0:
         return _follow(_meet(), rank, size)
@@ -52,7 +52,8 @@ def main() -> int:
         nonlocal store
         store = _meet()
         status = _lead(config, store, size, verdict)
-        if sweeping and status == 0 and asked_to_stop(config):
+        here = os.getpid() == process  # not as a job of its own on SLURM, which gets signals of its own
+        if sweeping and here and status == 0 and asked_to_stop(config):
             raise KeyboardInterrupt  # the signal was meant for the sweep, not for one of its jobs
         return status
 

@@ -80,6 +80,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
             Observers(config, directory, world.main, world.size, run.step, None, run.logger_ids) as observe,
             Inside(config, world, directory, engine, observe) as inside,
             GarbageCollection(config.engine.garbage_collection_every, world.device.type == "cpu") as garbage,
+            watchdog.explaining(),  # inside of the observers, so that they say who is gone
         ):
             for line in [*prepared, *describe_engine(config, world.size)]:
                 observe.phase(line)

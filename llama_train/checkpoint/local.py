@@ -101,7 +101,7 @@ class LocalTier:
         self._together(self._store.wait)
 
     def newest(self, below: int | None = None) -> tuple[LocalCheckpoint | None, list[str]]:
-        """Open the newest copy that all ranks have; say which newer ones some rank has damaged.
+        """Open the newest copy that all ranks have; say which are damaged, and why none is good.
 
         Args:
             below: only lower steps are looked at.
@@ -121,6 +121,10 @@ class LocalTier:
         common = set.intersection(*(set(rank["good"]) for rank in ranks))
         passed_over = sorted({message for rank in ranks for message in rank["bad"]})
         newest = max(common, key=lambda each: int(each.split()[0]), default=None)
+        if newest is None and any(rank["good"] for rank in ranks):
+            without = [number for number, rank in enumerate(ranks) if not rank["good"]]
+            why = f"ranks {without[:8]} have none" if without else "what the ranks have is not of one save"
+            passed_over.append(f"{self.directory.parent}: no copy that all {len(ranks)} ranks could go on from: {why}")
         return (LocalCheckpoint(good[newest]) if newest else None), passed_over
 
     def _together(self, action: Callable[[], None]) -> None:

@@ -4,8 +4,9 @@ Inside a process time is measured by a clock that only goes forward; between two
 their machines' clocks, and nothing if that is negative.
 """
 
+import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_train.observe.metrics import Beginning, Ending, Record, StepRecord, read
@@ -26,10 +27,11 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Ledger:
-    """Seconds by part, in the order of `PARTS`."""
+    """Seconds by part, in the order of `PARTS`; of a start, the median over all processes, by what it is spent on."""
 
     seconds: dict[str, float]
     attempts: int
+    start: dict[str, float] = field(default_factory=dict)
 
     @property
     def goodput(self) -> float:
@@ -42,7 +44,11 @@ class Ledger:
         total = sum(self.seconds.values()) or 1.0
         shares = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in self.seconds.items() if seconds)
         times = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
-        return f"goodput {self.goodput:.1%} over {times}, {total:,.0f} s: {shares}"
+        told = f"goodput {self.goodput:.1%} over {times}, {total:,.0f} s: {shares}"
+        if not self.start:
+            return told
+        split = ", ".join(f"{what} {seconds:.1f}" for what, seconds in self.start.items() if seconds >= 0.05)
+        return f"{told}; a start takes {sum(self.start.values()):.1f} s: {split or 'nothing for long'}"
 
 
 def ledger(metrics: Path) -> Ledger:
@@ -58,12 +64,15 @@ def ledger_of(records: Iterable[Record]) -> Ledger:
     """Add up the records of a run, all attempts, in the order written."""
     seconds = dict.fromkeys(PARTS, 0.0)
     lasting: list[StepRecord] = []
+    starts: dict[str, list[float]] = {}
     begun = attempts = 0
     last_at: float | None = None  # when the process before was last heard of
     ending: Ending | None = None
     for record in records:
         if isinstance(record, Beginning):
             begun += 1
+            for what, took in record.seconds.items():
+                starts.setdefault(what, []).append(took)
             if last_at is not None:
                 seconds[_gap(ending)] += max(record.started_at - last_at, 0.0)
             seconds["start" if begun == 1 else "restart"] += sum(record.seconds.values())
@@ -84,7 +93,7 @@ def ledger_of(records: Iterable[Record]) -> Ledger:
         for part, value in zip(("compute", "data", "checkpoint"), parts, strict=True):
             seconds["stalled" if part == "compute" and step.skipped else part] += value
         seconds["other"] += max(step.seconds - sum(parts), 0.0)
-    return Ledger(seconds, attempts)
+    return Ledger(seconds, attempts, {what: statistics.median(took) for what, took in starts.items()})
 
 
 def _gap(ending: Ending | None) -> str:

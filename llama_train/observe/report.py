@@ -15,7 +15,7 @@ from llama_foundation.files import publish_text
 from llama_train.observe.charts import Chart, short, smooth
 from llama_train.observe.console import duration
 from llama_train.observe.heatmap import heat_map, layer_gradients, layer_outputs
-from llama_train.observe.ledger import PARTS, ledger
+from llama_train.observe.ledger import PARTS, Ledger, ledger
 from llama_train.observe.metrics import (
     Statistics,
     StepRecord,
@@ -26,6 +26,13 @@ from llama_train.observe.metrics import (
 )
 
 _PARTS = {"compute": "series-1", "data": "series-2", "checkpoint": "series-3", "other": "grid"}
+_LEDGER_COLOURS = _PARTS | {
+    "start": "series-4",
+    "restart": "series-5",
+    "recomputed": "series-6",
+    "stalled": "muted",
+    "stopped": "grid",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ def write_report(run_directory: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    spent = ledger(metrics)
     page = environment.get_template("report.html.jinja").render(
         name=config.get("name") or run_directory.resolve().name,
         model=OmegaConf.select(config, "model.name") or "",
@@ -78,7 +86,8 @@ def write_report(run_directory: Path) -> Path:
         figures=_figures(metrics, steps, validations, total),
         panels=_panels(steps, validations) + _layers(superseding_statistics(read(metrics))),
         split=_split(steps),
-        ledger=_ledger(metrics),
+        wall_time=_wall_time(spent),
+        start=spent.start,
         events=events,
         config=config_file.read_text("utf-8") if config_file.exists() else "",
         files={name: value for name, value in summary.items() if isinstance(value, str)},
@@ -196,11 +205,14 @@ def _split(steps: list[StepRecord]) -> list[tuple[str, str, float]]:
     return [(part, colour, 100 * totals[part] / everything) for part, colour in _PARTS.items()]
 
 
-def _ledger(metrics: Path) -> list[tuple[str, float, float, str]]:
-    """Wall time over all attempts: (part, seconds, percent, what it holds)."""
-    seconds = ledger(metrics).seconds
-    total = sum(seconds.values()) or 1.0
-    return [(part, seconds[part], 100 * seconds[part] / total, what) for part, what in PARTS.items() if seconds[part]]
+def _wall_time(spent: Ledger) -> list[tuple[str, str, float, float, str]]:
+    """Wall time over all attempts: (part, colour, seconds, percent, what it holds)."""
+    total = sum(spent.seconds.values()) or 1.0
+    return [
+        (part, _LEDGER_COLOURS[part], seconds, 100 * seconds / total, PARTS[part])
+        for part, seconds in spent.seconds.items()
+        if seconds
+    ]
 
 
 def _column(steps: list[StepRecord], name: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,12 +145,31 @@ class Watchdog:
                 if self._neighbours is not None:
                     _within(_STORE_SECONDS, self._neighbours.leave)
                 return
-            if self._board is not None and is_peer_failure(exception):
-                self._lost_peer = True
-                raise explain_peer_failure(exception, self) from exception
+            if self._lost_peer:
+                return  # it is explained
+            explained = self._explained(exception)
+            if explained is not None:
+                raise explained from exception
             self.report_failure(exception)
         finally:
             self._done.set()
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Around the loop: turn a broken connection into who is behind it, before anybody else sees the error."""
+        try:
+            yield
+        except Exception as error:
+            explained = self._explained(error)
+            if explained is None:
+                raise
+            raise explained from error
+
+    def _explained(self, error: BaseException) -> RunError | None:
+        if self._board is None or not is_peer_failure(error):
+            return None
+        self._lost_peer = True
+        return explain_peer_failure(error, self)
 
     def failure(self) -> str:
         """Find out why other ranks do not answer: what one of them published, or who is silent or behind."""

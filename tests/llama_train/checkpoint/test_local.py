@@ -19,19 +19,22 @@ def save_and_read(rank: int, world: int, group: Any, directory: Path) -> str:
     tier = LocalTier(node, group, keep_last=1, asynchronous=True)
     told = {"nothing": tier.newest()[0]}
     for step in (10, 20, 30):
-        tier.save(step, rank_chunks(rank, world, seed=step), {"step": step}, {})
+        # by columns: a vector is held by both, and the last rank owns it
+        tier.save(step, rank_chunks(rank, world, seed=step, by="columns"), {"step": step}, {})
     tier.wait()
     told["kept"] = tier.steps()
     told["visible"] = sorted(path.name for path in node.iterdir())
     found, _ = tier.newest()
     assert found is not None and found.state["step"] == 30
-    restored = {(chunk.name, chunk.offsets): chunk.tensor for chunk in found.restore(rank_chunks(rank, world))}
-    expected = [chunk for chunk in rank_chunks(rank, world, seed=30) if chunk.tensor.numel()]
+    restored = {
+        (chunk.name, chunk.offsets): chunk.tensor for chunk in found.restore(rank_chunks(rank, world, 0, "columns"))
+    }
+    expected = [chunk for chunk in rank_chunks(rank, world, 30, "columns") if chunk.tensor.numel()]
     told["same"] = len(restored) == len(expected) and all(
         torch.equal(restored[chunk.name, chunk.offsets], chunk.tensor) for chunk in expected
     )
     with pytest.raises(DamagedError, match="not of this layout"):
-        list(found.restore(rank_chunks(rank, world, by="columns")))
+        list(found.restore(rank_chunks(rank, world, by="rows")))
     # rank 1 alone saves step 30 anew, as after a rewind in which rank 0 died: not the same save
     if rank == 1:
         state = json.loads(json.dumps(found.state)) | {"save": "another"}
@@ -40,11 +43,18 @@ def save_and_read(rank: int, world: int, group: Any, directory: Path) -> str:
     told["another save"] = tier.newest()[0].step
     if rank == 0:
         shutil.rmtree(tier.directory / "step-00000020")
-    told["missing on one"] = tier.newest()[0]
+    nothing, messages = tier.newest()
+    assert nothing is None
+    told["not of one save"] = messages[-1].partition(": ")[2]
+    if rank == 1:
+        shutil.rmtree(tier.directory)
+        tier.directory.mkdir()
+    told["missing on one"] = tier.newest()[1][-1].partition(": ")[2]
     return json.dumps(told)
 
 
 def test_every_rank_reads_its_own_copy_and_all_take_the_same_save(tmp_path: Path) -> None:
+    none = "no copy that all 2 ranks could go on from"
     for rank, told in enumerate(run_ranks(2, save_and_read, tmp_path)):
         assert json.loads(told) == {
             "nothing": None,
@@ -52,7 +62,8 @@ def test_every_rank_reads_its_own_copy_and_all_take_the_same_save(tmp_path: Path
             "visible": [f"rank-{rank:05d}"],
             "same": True,
             "another save": 20,
-            "missing on one": None,
+            "not of one save": f"{none}: what the ranks have is not of one save",
+            "missing on one": f"{none}: ranks [1] have none",
         }
 
 

@@ -20,6 +20,7 @@ ZERO_3 = ["engine=deepspeed", "engine.zero_stage=3", "cluster.device=cpu", "step
 LOST = """
 import os, signal
 from llama_train.engine.deepspeed import engine
+from llama_train.survive import neighbours
 
 def initialize(**named):
     if os.environ["RANK"] == "1":
@@ -33,10 +34,14 @@ def importing(*arguments):
     return deepspeed
 
 imported, engine.import_deepspeed = engine.import_deepspeed, importing
+neighbours._machine = lambda: "machine of rank " + os.environ["RANK"]
 from llama_train.__main__ import main
 raise SystemExit(main())
 """
-"""llama-train whose rank 1 sends itself a signal where DeepSpeed would cut the model."""
+"""llama-train whose rank 1 sends itself a signal where DeepSpeed would cut the model.
+
+The ranks take each other for processes of other machines: one of its own rank 0 would see end.
+"""
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def test_a_killed_run_that_goes_on_is_added_up_by_hand() -> None:
     assert found.goodput == pytest.approx(4.5 / (101.0 - 63.5))
     assert found.attempts == 4
     assert found.describe().startswith("goodput 12.0% over 4 attempts, 101 s: compute 4.5%")
+    assert found.describe().endswith("; a start takes 3.8 s: groups 2.8, loading 1.0")  # medians
 
 
 def test_clocks_that_disagree_give_no_negative_time() -> None:

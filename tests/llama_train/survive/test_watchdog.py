@@ -1,5 +1,6 @@
 """Real processes that hang, stop, die or fail; what the others say, and how soon."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -246,6 +247,15 @@ def test_a_lost_peer_is_known_inside_of_what_a_pipelines_stage_raises(tmp_path):
     mine = Watchdog(0, 1, None, 60.0, "here", tmp_path)
     mine.failure = lambda: "rank 2 (there) is dead or stopped"
     assert str(explain_peer_failure(wrapped, mine)).endswith("by: " + str(lost))
+    mine._board = mine  # as if there were others
+    heard = []
+    said = pytest.raises(RunError, match=r"^rank 2 \(there\) is dead or stopped; rank 0")
+    with said as told, contextlib.ExitStack() as observers:
+        observers.push(lambda kind, error, trace: heard.append(error))
+        observers.enter_context(mine.explaining())
+        raise wrapped
+    assert heard == [told.value]  # who watches the run is told who is gone
+    assert mine.__exit__(RunError, told.value, None) is None  # once is enough
 
 
 def test_a_user_error_leaves_the_watchdog_as_it_is(tmp_path):
