@@ -145,7 +145,9 @@ class ShardSet:
 
         parquet, _ = self._provenance(shard)
         try:
-            return parquet.read_row_group(group)
+            rows = parquet.read_row_group(group)
+            rows.validate(full=True)  # text may be anything
+            return rows
         except (pa.ArrowException, OSError) as error:
             name = self.manifest.shards[shard].files["provenance.parquet"].name
             raise DataError(f"{self.directory / name}: cannot be read: {error}") from error

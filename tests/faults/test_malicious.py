@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -90,8 +91,17 @@ def test_a_tokenizer_elsewhere_or_a_pickle(source: Path, tmp_path: Path) -> None
         load_tokenizer(tmp_path / "tokenizer.model")
 
 
-def test_a_provenance_file_that_leads_elsewhere(source: Path, tmp_path: Path) -> None:
+def test_a_provenance_file_that_leads_elsewhere_or_is_no_text(source: Path, tmp_path: Path) -> None:
     file = next(source.glob("*.provenance.parquet"))
+    rows = pq.read_table(file)
+    words = pa.array([b"\xa5"] * len(rows)).view(pa.string())
+    pq.write_table(rows.set_column(rows.schema.get_field_index("first_words"), "first_words", words), tmp_path / "x")
+    whole = file.read_bytes()
+    sealed_again(source / MANIFEST, file.name, (tmp_path / "x").read_bytes())
+    with pytest.raises(DataError, match="Invalid UTF8"):
+        ShardSet(source).provenance(0, 0)
+    sealed_again(source / MANIFEST, file.name, whole)
+    assert ShardSet(source).provenance(0, 0)["source"]
     shutil.move(file, tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="leads out of"):

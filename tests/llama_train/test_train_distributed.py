@@ -140,7 +140,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step(tiny: list[str], tmp_path:
 def test_a_lost_rank_ends_the_others_with_its_name(
     tiny: list[str], tmp_path: Path, start: Callable, how: signal.Signals, layout: str
 ) -> None:
-    process = start([*tiny, "steps=100000", "engine.timeout_seconds=6", f"layout.{layout}"])
+    process = start([*tiny, "steps=100000", "checkpoint.every=0", "engine.timeout_seconds=6", f"layout.{layout}"])
     wait_for_step(tmp_path / "run", 3, process)
     lost = time.monotonic()
     survivor, other = rank_pids(process)

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -122,16 +123,35 @@ def test_a_failure_stops_the_other_workers_with_the_same_error_and_is_tried_agai
     assert all(log(folder).count(number) == 1 for number in range(12) if number != 5)
 
 
-def test_a_worker_that_only_waits_learns_of_a_failure(tmp_path):
-    folder = tmp_path / "phase"
-    (tmp_path / "bug-0").touch()
+def waiting_for_another_machine(folder):
+    """Return a thread that waits for a task which another machine holds, and where its error will be."""
     folder.mkdir()
     (folder / "000000.lease").write_text('{"host": "another-machine", "process": 1}')
-    waiting = threading.Thread(target=lambda: results.append(in_threads(lambda: run(folder, tasks=TASKS[:1]), 1)[0]))
     results = []
+    waiting = threading.Thread(target=lambda: results.append(in_threads(lambda: run(folder, tasks=TASKS[:1]), 1)[0]))
     waiting.start()
     time.sleep(1)
-    (folder / "000000.lease").unlink()  # the other machine gave it back; whoever takes it fails
+    return waiting, results
+
+
+def test_a_worker_that_only_waits_learns_of_a_failure(tmp_path):
+    folder = tmp_path / "phase"
+    waiting, results = waiting_for_another_machine(folder)
+    note = {"attempt": "theirs", "kind": "DataError", "message": "row 0 is bad", "label": "piece 0"}
+    (folder / "000000.failed").write_text(json.dumps(note))  # and its lease is still held
+    waiting.join(10)
+    told = list(results)
+    (folder / "000000.lease").unlink()
+    waiting.join(60)
+    (error,) = told
+    assert isinstance(error, DataError) and str(error) == "row 0 is bad"
+
+
+def test_a_task_that_another_machine_gave_back_is_done_and_its_error_named(tmp_path):
+    folder = tmp_path / "phase"
+    (tmp_path / "bug-0").touch()
+    waiting, results = waiting_for_another_machine(folder)
+    (folder / "000000.lease").unlink()
     waiting.join(60)
     (error,) = results
     assert isinstance(error, RunError)
