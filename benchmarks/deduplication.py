@@ -298,6 +298,16 @@ def recall(pairs: list[tuple[int, int, float]], kept: set[int], similarities: di
     return "  ".join(parts)
 
 
+def expected(pairs: list[tuple[int, int, float]], similarities: dict[int, float], bands: int, rows: int) -> str:
+    """Return MinHash's mean recall: a pair of similarity J shares a band with probability 1 - (1 - J^rows)^bands."""
+    parts = []
+    for rate in RATES:
+        asked = [similarities[copy] for _, copy, its in pairs if its == rate and similarities[copy] >= 0.6]
+        chances = [1 - (1 - similarity**rows) ** bands for similarity in asked]
+        parts.append(f"{rate:.0%}: {sum(chances) / max(1, len(chances)):.3f}")
+    return "  ".join(parts)
+
+
 def run_measure(stage: str, folder: Path, warm: Path, changes: dict | None = None) -> dict:
     """Run `measure` in a process of its own."""
     command = [sys.executable, __file__, "--measure", stage, str(folder), str(warm), json.dumps(changes or {})]
@@ -355,6 +365,7 @@ def main() -> int:
         told = f"{megabytes / fineweb['seconds']:.1f} MB/CPU-s in one run"
         print(f"minhash_dedup in the shape of FineWeb {FINEWEB}: {told}  {fineweb['pairs']}")
         print("  recall        ", recall(pairs, set(fineweb["rows"]), similarities), flush=True)
+        print("  by the formula", expected(pairs, similarities, **FINEWEB), flush=True)
         if its := peer_of("rensa", options.rensa_python, "--rensa-python"):
             try:
                 seconds, kept = rensa_rows(options.rensa_python, texts)

@@ -8,6 +8,8 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LAUNCHER_ENDED = "its launcher, which has ended"
+_NUMBERS = {**{each.name: int(each) for each in SIGNALS}, LAUNCHER_ENDED: int(signal.SIGHUP)}
 _SAME_PRESS_SECONDS = 1.0
 """Ctrl-C reaches a process under torchrun twice, from the terminal and from torchrun; it is still one request."""
 
@@ -39,6 +41,7 @@ class StopRequest:
     def __init__(self, starting: bool = False) -> None:
         self._starting = starting
         self.requested: str | None = _remembered.pop() if _remembered else None
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._interrupted_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -67,21 +70,25 @@ class StopRequest:
         self.requested = self.requested or signal.Signals(number).name
 
     def agreed(self, group: Any = None) -> str | None:
-        """Return the name of a signal that any rank has got, the same on every rank, or None.
+        """Return what has asked any rank to stop, the same on every rank: a signal's name, `LAUNCHER_ENDED`, or None.
 
-        Every rank calls it at the same step, so that all of them stop after the same one.
+        Every rank calls it at the same step, so that all of them stop after the same one. A rank whose torchrun was
+        killed asks, too: nobody would end it, and no other process could go on with the run.
 
         Args:
             group: a gloo process group of all ranks; None in a run of one process.
         """
+        if self._launcher not in (None, os.getppid()):
+            self.requested = self.requested or LAUNCHER_ENDED
         if group is None:
             return self.requested
         import torch
         import torch.distributed
 
-        mine = int(signal.Signals[self.requested]) if self.requested else 0
+        mine = _NUMBERS[self.requested] if self.requested else 0
         number = torch.tensor([mine], dtype=torch.int64)
         torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=group)
         if number:
-            self.requested = signal.Signals(int(number)).name  # the rank that reports may not be the one that was asked
+            # the rank that reports may not be the one that was asked
+            self.requested = next(name for name, each in _NUMBERS.items() if each == number)
         return self.requested

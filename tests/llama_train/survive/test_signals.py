@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_train.survive.signals import SIGNALS, StopRequest, remember_stop
+from llama_train.survive.signals import LAUNCHER_ENDED, SIGNALS, StopRequest, remember_stop
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -53,6 +53,38 @@ def test_a_second_ctrl_c_interrupts_but_not_the_echo_of_the_first(monkeypatch):
         now = 101.1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+ORPHAN = textwrap.dedent("""
+    import pathlib, sys, time
+    from llama_train.survive.signals import StopRequest
+
+    with StopRequest() as stop:
+        assert stop.agreed() is None
+        pathlib.Path(sys.argv[1]).write_text("ready")
+        while stop.agreed() is None:
+            time.sleep(0.02)
+    pathlib.Path(sys.argv[1]).write_text(stop.requested)
+""")
+
+
+def test_a_rank_whose_launcher_is_killed_stops(tmp_path):
+    said = tmp_path / "said"
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "run"}
+    launcher = subprocess.Popen([sys.executable, "-c", start, ORPHAN, str(said)], env=environment)
+    _until(lambda: said.exists() and said.read_text() == "ready")
+    launcher.kill()
+    launcher.wait()
+    _until(lambda: said.read_text() not in ("", "ready"))
+    assert said.read_text() == LAUNCHER_ENDED
+
+
+def _until(done):
+    end = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 RANK = textwrap.dedent("""
