@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llama_foundation import compose
-from llama_foundation.errors import ConfigError
+from llama_foundation.errors import ConfigError, NumbersError
 from llama_train.config import TrainConfig
 from llama_train.engine.engine import StepResult
 from llama_train.observe import memory_snapshot, profiler
@@ -77,7 +77,7 @@ def test_statistics_of_a_step_that_is_not_finite_are_written_before_the_run_ends
         return output
 
     monkeypatch.setattr(Block, "forward", broken)
-    assert "step 1: loss=nan" in refusal([*tiny, "logging.statistics_every=1"], capsys)
+    assert "step 1: loss=nan" in refusal([*tiny, "logging.statistics_every=1"], capsys, (NumbersError.exit_code,))
     (statistics,) = [r for r in read(tmp_path / "run/metrics.jsonl") if isinstance(r, Statistics)]
     first = statistics.layers[0]
     assert first["outputs_not_finite"] == 1 / (32 * 48 * 4) * 4  # one of each micro-batch's 1 × 32 × 48
