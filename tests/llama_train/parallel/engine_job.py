@@ -17,7 +17,7 @@ from llama_train.config import (
 )
 from llama_train.data.batches import MicroBatch
 from llama_train.decode import Row, generate_together
-from llama_train.engine import native
+from llama_train.engine import native, shared
 from llama_train.engine.engine import Chunk
 from llama_train.evaluate.score import Scorer
 from llama_train.model.llama import IGNORE
@@ -118,18 +118,18 @@ def run_case(rank: int, size: int, case: Case) -> Seen:
     config = tiny(case)
     layout = resolve_layout(config, size, rank)
     made: list[int] = []
-    initial_values = native.initial_values
+    initial_values = shared.initial_values
 
     def counted(*arguments: Any) -> torch.Tensor:
         values = initial_values(*arguments)
         made.append(values.numel())
         return values
 
-    native.initial_values = counted
+    shared.initial_values = counted
     try:
         engine = native.NativeEngine(config, layout, torch.device("cpu"))
     finally:
-        native.initial_values = initial_values
+        shared.initial_values = initial_values
     gradients: list[tuple] = []
     statistics = LayerStatistics(config.model, torch.device("cpu"), lambda: engine.chunks(optimizer=False))
     results = []

@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from llama_foundation.compose import compose
 from llama_train.config import TrainConfig
-from llama_train.engine import native
+from llama_train.engine import native, shared
 from llama_train.parallel.resolve import resolve_layout
 
 WORLD = 16384
@@ -37,14 +37,14 @@ def test_a_rank_of_16384_starts_from_its_slice(rank_of_many: int, held: int, mon
     overrides = "layout=405b_16384gpus experiment=llama3.1_405b data.segments=[] data.sequence_length=8192"
     config = compose("train", TrainConfig, [*overrides.split(), "data.batch_size=2048", "data.shards=x"])
     made: list[int] = []
-    initial_values = native.initial_values
+    initial_values = shared.initial_values
 
     def counted(*arguments: object) -> torch.Tensor:
         values = initial_values(*arguments)
         made.append(values.numel())
         return values
 
-    monkeypatch.setattr(native, "initial_values", counted)
+    monkeypatch.setattr(shared, "initial_values", counted)
     began = time.process_time()
     engine = native.NativeEngine(config, resolve_layout(config, WORLD, rank_of_many), torch.device("cpu"))
     assert time.process_time() - began < 20  # about 1 on one core
