@@ -161,7 +161,7 @@ def native_step(row: Row, options: Options) -> Iterator[tuple[Any, Callable[[], 
 
     with (
         distributed(options.device, dist.HashStore(), 600) as world,
-        mock.patch("llama_train.engine.native.initial_values", on_the_device),
+        mock.patch("llama_train.engine.shared.initial_values", on_the_device),
     ):
         engine = build_engine(config, resolve_layout(config, 1), world.device)
         batches = itertools.cycle(
