@@ -200,7 +200,7 @@ class Run:
         return CheckpointStore(
             directory,
             # of its own: both tiers may be written in the background at once
-            group=dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.engine.timeout_seconds)),
+            group=dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.engine.collective_seconds)),
             keep_last=settings.fast_keep_last,
             asynchronous=settings.asynchronous,
         )

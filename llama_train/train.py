@@ -48,7 +48,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
     start.done("programs and settings")
     prepared = prepare(config.cluster)  # before the process groups: they read the environment once
     with (
-        distributed(config.cluster.device, store, config.engine.timeout_seconds) as world,
+        distributed(config.cluster.device, store, config.engine.collective_seconds) as world,
         StopRequest(
             starting=True
         ) as stop,  # outside of the watchdog: a launcher's SIGTERM must not cut short who died and why
@@ -75,7 +75,7 @@ def train(config: TrainConfig, store: dist.Store) -> int:
         run.load(engine)
         start.done("loading")
         faults = Faults(config.fault, world.rank, world.size, directory)
-        requests = make_request_group(layout, config.engine.timeout_seconds)
+        requests = make_request_group(layout, config.engine.collective_seconds)
         with (
             Observers(config, directory, world.main, world.size, run.step, None, run.logger_ids) as observe,
             Inside(config, world, directory, engine, observe) as inside,

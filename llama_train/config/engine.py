@@ -60,6 +60,10 @@ class ReduceGradients(Enum):
     once = "once"  # at the end: less communication, but unsharded float32 gradients (282 GB for 70B)
 
 
+WATCHDOG_SECONDS = 15.0
+"""From its deadline to the end of the process the watchdog takes at most 11 s (docs/reliability.md)."""
+
+
 @dataclass
 class EngineConfig:
     """How loss, gradients and updates are computed."""
@@ -84,6 +88,11 @@ class EngineConfig:
     offload_parameters: OffloadTo = OffloadTo.none  # zero_stage=3: the weights that are computed with
     nvme_path: str | None = None  # a directory on the NVMe device
     config_file: str | None = None  # a ds_config.json whose settings are passed on
+
+    @property
+    def collective_seconds(self) -> float:
+        """When a collective gives up: after the watchdog's deadline, for it knows who is waited for, and where."""
+        return self.timeout_seconds + WATCHDOG_SECONDS
 
     def check(self) -> None:
         at_least("engine.activation_checkpointing_every", self.activation_checkpointing_every, 1)

@@ -39,7 +39,7 @@ class NativeEngine:
         self.max_grad_norm = config.optimizer.max_grad_norm
         self.dtype = torch.float64 if config.engine.precision is Precision.fp64 else torch.float32
         self.reduce_every = reduces_every_micro_batch(config.engine, layout)
-        self.groups = make_groups(layout, device, config.engine.timeout_seconds, config.model.tied_embeddings)
+        self.groups = make_groups(layout, device, config.engine.collective_seconds, config.model.tied_embeddings)
         self.models: dict[int, Llama] = {}  # pipeline stage -> its part; one, 0, without a pipeline
         for stage in stage_numbers(layout):
             with torch.device("meta"):

@@ -222,9 +222,9 @@ class Watchdog:
             limit = self._deadlines.get("start" if first else at.phase, self._deadline)
             still = time.monotonic() - at.monotonic_time
             if still > limit:
+                place, _ = place_of(sys._current_frames().get(self._main))
                 self._dump_stacks()
                 self._dump_collectives()
-                place, _ = place_of(sys._current_frames().get(self._main))
                 why = self.failure() if self._board is not None else _alone(self._now())
                 if self._done.is_set():
                     return

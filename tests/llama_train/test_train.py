@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llama_foundation import compose
-from llama_foundation.errors import ConfigError, RunError
+from llama_foundation.errors import ConfigError, NumbersError, RunError
 from llama_train.__main__ import _lead
 from llama_train.checkpoint.huggingface import import_native
 from llama_train.checkpoint.restore import Checkpoint, open_checkpoint
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_documents_named(
     weights = {name: tensor for name, tensor in tensors(good).items() if name.startswith("weights/")}
     weights["weights/model.norm.weight"][3] = math.nan
     save_weights(tmp_path / "poisoned", weights, good.state)
-    error = refusal([*tiny, f"checkpoint.init_from={tmp_path / 'poisoned'}"], capsys)
+    error = refusal([*tiny, f"checkpoint.init_from={tmp_path / 'poisoned'}"], capsys, (NumbersError.exit_code,))
     assert "step 1: loss=nan" in error
     assert re.search(r"(even|odd): random, row \d+", error)
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*")), "nothing poisoned may be saved"

@@ -42,7 +42,7 @@ class DeepSpeedEngine:
         settings = resolve_settings(config, layout.world_size)
         _check_the_same_everywhere(settings_line(settings), device)
         deepspeed = import_deepspeed(device.type, device.index or 0)
-        groups_wait_no_longer(config.engine.timeout_seconds)
+        groups_wait_no_longer(config.engine.collective_seconds)
         check_nvme(config.engine)
         # Without it zero.Init would take this rank for the only one; the process group is there already.
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
