@@ -56,6 +56,18 @@ def test_a_disturbance_that_passes_accuses_nobody(nodes: int) -> None:
     assert find_bad_nodes(nodes, Disturbed({})) == []
 
 
+@pytest.mark.parametrize("bad", [[], [2]])
+def test_a_busy_machine_accuses_nobody_and_hides_nobody(bad: list[int]) -> None:
+    class Busy(Network):
+        def __call__(self, groups: list[list[int]]) -> list[float]:
+            return [value * self.chance.uniform(0.4, 1.0) for value in super().__call__(groups)]
+
+    for seed in range(20):
+        network = Busy(dict.fromkeys(bad, 0.2))
+        network.chance.seed(seed)
+        assert find_bad_nodes(4, network) == bad
+
+
 @pytest.mark.parametrize("nodes", [4, 5, 6, 8, 32])
 def test_a_node_that_reaches_only_the_first_is_named(nodes: int) -> None:
     class Cut(Network):
